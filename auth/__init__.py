@@ -1,0 +1,1 @@
+"""WHO IS THIS? Users, passwords, tokens and their keys, API keys, the limits on guessing."""

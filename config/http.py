@@ -1,0 +1,447 @@
+"""The HTTP edge that every room shares: typed routes, bounded JSON bodies, problem details, who may call, and from where.
+
+A room declares `Route`s; `mount` turns them into aiohttp handlers, `config.openapi` turns the same objects into the API
+description. A handler gets a `Call` (body, query, caller, all validated) and returns a Struct, a list page or a
+`web.StreamResponse`. Who a caller *is* is decided by the callable under `IDENTIFY`, given by the room that knows.
+
+    ApiError
+    └── Problem          one of PROBLEMS; becomes application/problem+json (RFC 9457)
+"""
+
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+
+MAX_BODY = 64 * 1024
+MAX_DEPTH = 16
+
+log = structlog.get_logger(__name__)
+
+PROBLEMS: Mapping[str, tuple[int, str]] = {
+    "malformed": (400, "The request could not be read"),
+    "unauthenticated": (401, "Log in first"),
+    "invalid_credentials": (401, "E-mail or password is wrong"),
+    "token_expired": (401, "The token has expired"),
+    "session_ended": (401, "The session has ended"),
+    "forbidden": (403, "Not allowed"),
+    "cross_site": (403, "A request with a cookie must come from this site"),
+    "not_found": (404, "There is no such thing"),
+    "method_not_allowed": (405, "Not with this method"),
+    "email_taken": (409, "This e-mail address has an account"),
+    "confirm_required": (409, "Dry-run first and send its confirm back"),
+    "idempotency_conflict": (409, "This Idempotency-Key was used with another body"),
+    "too_large": (413, "The body is too large"),
+    "unsupported_media_type": (415, "Send application/json"),
+    "invalid": (422, "Some fields are not acceptable"),
+    "too_many_attempts": (429, "Too many attempts"),
+    "busy": (503, "Too much to do at the moment"),
+    "frozen": (503, "This node cannot prove that it is current"),
+    "unavailable": (503, "A server that this needs is away"),
+    "outcome_unknown": (503, "It is not known whether this was done; ask again with the same Idempotency-Key"),
+    "internal": (500, "Something went wrong here"),
+}
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One field that was refused: where, and what would be accepted."""
+
+    field: str
+    message: str
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """RFC 9457 with our stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    errors: tuple[FieldError, ...] = ()
+    reason: str = ""
+    retry_after: int = 0
+
+
+class ApiError(Exception):
+    """Anything an HTTP caller is told."""
+
+
+class Problem(ApiError):
+    """A refusal with a stable code. `retry_after` (s) is filled in for 429 and 503."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str = "",
+        *,
+        errors: Iterable[FieldError] = (),
+        reason: str = "",
+        retry_after: int = 0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code, detail)
+        status, title = PROBLEMS[code]
+        if status in (429, 503):
+            retry_after = max(1, retry_after)
+        self.headers = dict(headers or {})
+        self.details = ProblemDetails(
+            f"urn:wardgate:problem:{code}", title, status, code, detail, tuple(errors), reason, retry_after
+        )
+
+    @property
+    def code(self) -> str:
+        return self.details.code
+
+    def response(self) -> web.Response:
+        headers = {"Cache-Control": "no-store", **self.headers}
+        if self.details.retry_after:
+            headers["Retry-After"] = str(self.details.retry_after)
+        if self.details.status == 401:
+            headers.setdefault("WWW-Authenticate", "Bearer")
+        return web.Response(
+            body=msgspec.json.encode(self.details),
+            status=self.details.status,
+            headers=headers,
+            content_type="application/problem+json",
+        )
+
+
+def invalid(name: str, message: str) -> Problem:
+    """422 for one field."""
+    return Problem("invalid", errors=[FieldError(name, message)])
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a person's session or an API key.
+
+    `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke.
+    """
+
+    via: Literal["bearer", "cookie", "api_key"]
+    id: str
+    sid: str | None = None
+    roles: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """For audit rows and for what is bound to a caller."""
+        return f"key:{self.id}" if self.via == "api_key" else f"user:{self.id}"
+
+    def may(self, scope: str) -> bool:
+        """Admins may everything over a session; a key only what its scopes name."""
+        if self.via == "api_key":
+            return scope in self.scopes or "*" in self.scopes
+        return "admin" in self.roles
+
+
+Identify = Callable[[web.Request], Awaitable[Caller | None]]
+"""The caller of a request, None without a credential. Raises Problem for a bad one: never a fallback."""
+
+IDENTIFY: web.AppKey[Identify] = web.AppKey("identify", Callable[[web.Request], Awaitable[Caller | None]])  # type: ignore[arg-type]
+CURRENT: web.AppKey[Callable[[], bool]] = web.AppKey("current", Callable[[], bool])  # type: ignore[arg-type]
+"""Whether this process can prove that it is current (its lease is fresh)."""
+ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("origins", frozenset)
+TRUSTED: web.AppKey[tuple[Any, ...]] = web.AppKey("trusted_proxies", tuple)
+
+Access = Literal["public", "session", "admin"]
+
+B = TypeVar("B")
+Q = TypeVar("Q")
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A body or query without fields."""
+
+
+class Paging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Keyset paging: `after` is the `next` of the page before."""
+
+    limit: int = 50
+    after: str = ""
+
+    def bounded(self) -> int:
+        if not 1 <= self.limit <= 200:
+            raise invalid("limit", "a number from 1 to 200")
+        return self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[B, Q]):
+    """One validated request."""
+
+    request: web.Request
+    body: B
+    query: Q
+    caller: Caller | None
+
+    @property
+    def who(self) -> Caller:
+        """The caller of a route that demands one."""
+        assert self.caller is not None  # noqa: S101 - mount refused the request otherwise
+        return self.caller
+
+    @property
+    def address(self) -> str:
+        return client_address(self.request)
+
+    def path(self, name: str) -> str:
+        return self.request.match_info[name]
+
+
+Handler = Callable[[Call[Any, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route, as served and as described.
+
+    `access`: `session` takes any live session, `admin` an admin's session or an API key with `scope`.
+    `result` None means 204. `errors` are the codes beside those that follow from body and access.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type | None = None
+    query: type = Nothing
+    result: Any = None
+    status: int = 200
+    access: Access = "public"
+    scope: str = ""
+    errors: tuple[str, ...] = ()
+    tag: str = ""
+    guarded: bool = field(default=False)
+
+    @property
+    def needs_current(self) -> bool:
+        """A frozen node answers 503 to whatever needs a session and to /auth/*."""
+        return self.access != "public" or self.guarded or self.path.startswith("/auth/")
+
+
+ROUTES: web.AppKey[list[Route]] = web.AppKey("routes", list)
+
+
+def mount(app: web.Application, routes: Sequence[Route]) -> None:
+    """Serve `routes` and remember them for the description. Call before the application is frozen."""
+    app.setdefault(ROUTES, []).extend(routes)
+    for route in routes:
+        app.router.add_route(route.method, route.path, _adapter(route))
+
+
+def _adapter(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if route.needs_current and not request.app[CURRENT]():
+            raise Problem("frozen", retry_after=1)
+        caller = await _admit(route, request)
+        query: Any = decode_query(request, route.query)
+        body: Any = None if route.body is None else await read_body(request, route.body)
+        result: Any = await route.handler(Call(request, body, query, caller))
+        if route.needs_current and not request.app[CURRENT]():
+            raise Problem("frozen", retry_after=1)
+        if isinstance(result, web.StreamResponse):
+            return result
+        if result is None:
+            return web.Response(status=204, headers={"Cache-Control": "no-store"})
+        return reply(result, route.status)
+
+    return handle
+
+
+def reply(result: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer that no cache keeps."""
+    return web.Response(
+        body=msgspec.json.encode(result),
+        status=status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+async def _admit(route: Route, request: web.Request) -> Caller | None:
+    if route.access == "public":
+        return None
+    caller = await request.app[IDENTIFY](request)
+    if caller is None:
+        raise Problem("unauthenticated")
+    if caller.via == "cookie" and request.method not in ("GET", "HEAD", "OPTIONS"):
+        require_same_origin(request)
+    if route.access == "session" and caller.sid is None:
+        raise Problem("forbidden", "this route takes a session, not an API key")
+    if route.access == "admin" and not caller.may(route.scope):
+        raise Problem("forbidden", f"needs an admin, or an API key with the scope {route.scope}")
+    return caller
+
+
+def require_same_origin(request: web.Request) -> None:
+    """A request that a cookie authorises must come from one of our origins (Origin, else Sec-Fetch-Site)."""
+    origin = request.headers.get("Origin")
+    if origin is not None:
+        if origin not in request.app[ORIGINS]:
+            raise Problem("cross_site", "this Origin is not in client.allowed_origins")
+    elif request.headers.get("Sec-Fetch-Site") != "same-origin":
+        raise Problem("cross_site", "send the Origin header")
+
+
+async def read_body(request: web.Request, kind: type[B]) -> B:
+    """The body as `kind`: bounded in size and depth, no duplicate keys, no unknown fields. Empty counts as `{}`."""
+    raw = await read_bytes(request)
+    if raw.strip() and request.content_type != "application/json":
+        raise Problem("unsupported_media_type")
+    return decode_body(raw, kind)
+
+
+async def read_bytes(request: web.Request, limit: int = MAX_BODY) -> bytes:
+    """At most `limit` bytes of body, else 413; never more than that in memory."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Problem("unsupported_media_type", "send the body without Content-Encoding")
+    if (request.content_length or 0) > limit:
+        raise Problem("too_large", f"at most {limit} bytes")
+    parts, size = [], 0
+    async for chunk in request.content.iter_chunked(16 * 1024):
+        size += len(chunk)
+        if size > limit:
+            raise Problem("too_large", f"at most {limit} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def decode_body(raw: bytes, kind: type[B]) -> B:
+    """Strict JSON: UTF-8, one value of an object per key, bounded depth, finite numbers."""
+    if not raw.strip():
+        raw = b"{}"
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise Problem("malformed", f"nested deeper than {MAX_DEPTH}") from None
+    except UnicodeDecodeError:
+        raise Problem("malformed", "not UTF-8") from None
+    except ValueError as error:
+        raise Problem("malformed", str(error).split(": line")[0]) from None
+    if _depth(value) > MAX_DEPTH:
+        raise Problem("malformed", f"nested deeper than {MAX_DEPTH}")
+    return _convert(value, kind)
+
+
+def decode_query(request: web.Request, kind: type[Q]) -> Q:
+    """The query string as `kind`; a name given twice or unknown is refused."""
+    values: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name in values:
+            raise invalid(name, "given twice")
+        values[name] = value
+    return _convert(values, kind, strict=False)
+
+
+def _convert(value: Any, kind: type[B], *, strict: bool = True) -> B:
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise Problem("invalid", errors=[_field_error(str(error))]) from None
+
+
+def _field_error(text: str) -> FieldError:
+    message, _, path = text.partition(" - at `")
+    name = path.rstrip("`").lstrip("$.") if path else ""
+    if not name and "`" in message:  # "Object contains unknown field `x`", "missing required field `x`"
+        name = message.split("`")[1]
+    return FieldError(name, message)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:64]!r} stands twice")
+    for key, value in pairs:
+        if "\x00" in key or (isinstance(value, str) and "\x00" in value):
+            raise ValueError("a NUL character")
+        if isinstance(value, str):
+            value.encode("utf-8")  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _depth(value: Any) -> int:
+    deepest, todo = 0, [(value, 1)]
+    while todo:
+        node, level = todo.pop()
+        if level > deepest:
+            deepest = level
+        if isinstance(node, dict):
+            todo += [(v, level + 1) for v in node.values()]
+        elif isinstance(node, list):
+            todo += [(v, level + 1) for v in node]
+    return deepest
+
+
+def trusted_networks(proxies: Iterable[str]) -> tuple[Any, ...]:
+    """`http_server.trusted_proxies` as networks; ValueError names the bad one."""
+    return tuple(ipaddress.ip_network(p, strict=False) for p in proxies)
+
+
+def client_address(request: web.Request) -> str:
+    """The nearest address that no trusted proxy vouches for: X-Forwarded-For is walked from the right.
+
+    IPv4-mapped IPv6 is folded to IPv4. An unparsable hop ends the walk.
+    """
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    address = _plain(peer[0] if peer else "127.0.0.1") or "127.0.0.1"
+    trusted = request.app[TRUSTED]
+    hops = [h.strip() for value in request.headers.getall("X-Forwarded-For", []) for h in value.split(",")]
+    while hops and any(ipaddress.ip_address(address) in net for net in trusted):
+        hop = _plain(hops.pop())
+        if hop is None:
+            break
+        address = hop
+    return address
+
+
+def _plain(text: str) -> str | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def address_prefix(address: str) -> str:
+    """What limits count by: an IPv4 address, or the /64 of an IPv6 one."""
+    parsed = ipaddress.ip_address(address)
+    if parsed.version == 4:
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    """Every failure outside /api as problem details; never a stack trace."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem.response()
+    except web.HTTPException as error:
+        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status)
+        if code is None:
+            raise
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return Problem(code, headers=headers).response()
+    except (ConnectionError, TimeoutError, OSError) as error:
+        log.warning("request_failed", path=request.path, error=type(error).__name__)
+        return Problem("unavailable", retry_after=1).response()
+    except Exception:
+        log.exception("request_failed", path=request.path)
+        return Problem("internal").response()
