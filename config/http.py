@@ -1,4 +1,4 @@
-"""The HTTP edge that every room shares: typed routes, bounded JSON bodies, problem details, who may call, and from where.
+"""The HTTP edge that every room shares: typed routes, bounded JSON bodies, problem details, who may call, from where.
 
 A room declares `Route`s; `mount` turns them into aiohttp handlers, `config.openapi` turns the same objects into the API
 description. A handler gets a `Call` (body, query, caller, all validated) and returns a Struct, a list page or a
@@ -204,7 +204,8 @@ class Route:
     """One route, as served and as described.
 
     `access`: `session` takes any live session, `admin` an admin's session or an API key with `scope`.
-    `result` None means 204. `errors` are the codes beside those that follow from body and access.
+    `result` None means 204; `also` are other statuses with the same result. `errors` are the codes beside those that
+    follow from body and access; `headers` are request headers that mean something here.
     """
 
     method: str
@@ -217,7 +218,9 @@ class Route:
     status: int = 200
     access: Access = "public"
     scope: str = ""
+    also: tuple[int, ...] = ()
     errors: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
     tag: str = ""
     guarded: bool = field(default=False)
 

@@ -181,7 +181,7 @@ class Auth(Section):
     issuer: str = "wardgate"
     audience: str = "wardgate"
     access_token_ttl: Seconds = 600.0
-    access_token_algorithm: Literal["ES256", "EdDSA"] = "ES256"
+    access_token_algorithm: Literal["ES256", "EdDSA"] = "ES256"  # noqa: S105 - the name of an algorithm
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = 12
     hash_threads: Annotated[int, Field(ge=1, le=64)] = 1
     hash_queue: Annotated[int, Field(ge=1, le=1000)] = 16

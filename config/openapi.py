@@ -1,0 +1,128 @@
+"""The API description, made from the same `Route`s and request types that serve and validate.
+
+Nothing is described by hand: a route that is not mounted is not in it, and a field that a type lacks is neither accepted
+nor described.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from config.http import PROBLEMS, Nothing, ProblemDetails, Route
+
+_REF = "#/components/schemas/{name}"
+_PATH_PARAMETER = re.compile(r"{(\w+)}")
+_SECURITY: dict[str, list[dict[str, list[str]]]] = {
+    "public": [],
+    "session": [{"bearer": []}, {"cookie": []}],
+    "admin": [{"bearer": []}, {"cookie": []}, {"apiKey": []}],
+}
+
+
+def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) -> dict[str, Any]:
+    """An OpenAPI 3.1 document of `routes`; `cookie` is the session cookie's name."""
+    routes = sorted(routes, key=lambda r: (r.path, r.method))
+    types = [ProblemDetails]
+    for route in routes:
+        types += [t for t in (route.body, route.result, route.query) if t not in (None, Nothing)]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schema_of = dict(zip(map(_key, types), schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": cookie},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+
+
+def _key(kind: Any) -> Any:
+    return kind if isinstance(kind, type) else repr(kind)
+
+
+def _operation(route: Route, schema_of: dict[Any, Any], components: dict[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": _operation_id(route),
+        "tags": [route.tag or route.path.split("/")[1]],
+        "security": _SECURITY[route.access],
+        "responses": _responses(route, schema_of),
+    }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_PARAMETER.findall(route.path)
+    ]
+    parameters += _query_parameters(route, schema_of, components)
+    parameters += [{"name": name, "in": "header", "schema": {"type": "string"}} for name in route.headers]
+    if parameters:
+        operation["parameters"] = parameters
+    if route.body is not None:
+        required = bool(_resolve(schema_of[_key(route.body)], components).get("required"))
+        operation["requestBody"] = {
+            "required": required,
+            "content": {"application/json": {"schema": schema_of[_key(route.body)]}},
+        }
+    return operation
+
+
+def _operation_id(route: Route) -> str:
+    return re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_")
+
+
+def _resolve(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    reference = schema.get("$ref")
+    return components[reference.rsplit("/", 1)[1]] if reference else schema
+
+
+def _query_parameters(route: Route, schema_of: dict[Any, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
+    if route.query is Nothing:
+        return []
+    schema = _resolve(schema_of[_key(route.query)], components)
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    if route.result is None:
+        responses["204" if route.status == 200 else str(route.status)] = {"description": "Done"}
+    else:
+        content = {"application/json": {"schema": schema_of[_key(route.result)]}}
+        for status in (route.status, *route.also):
+            responses[str(status)] = {"description": "Done", "content": content}
+    problem = {"application/problem+json": {"schema": schema_of[ProblemDetails]}}
+    for code in problem_codes(route):
+        status, title = PROBLEMS[code]
+        known = responses.setdefault(str(status), {"description": "", "content": problem})
+        known["description"] = "; ".join(filter(None, [known["description"], f"`{code}`: {title}"]))
+    return responses
+
+
+def problem_codes(route: Route) -> list[str]:
+    """Every code that this route can answer with: its own, and those that follow from its body and access."""
+    codes = set(route.errors) | {"unavailable", "internal"}
+    if route.body is not None:
+        codes |= {"malformed", "too_large", "unsupported_media_type", "invalid"}
+    if route.query is not Nothing:
+        codes.add("invalid")
+    if route.needs_current:
+        codes.add("frozen")
+    if route.access != "public":
+        codes |= {"unauthenticated", "token_expired", "session_ended", "forbidden"}
+        if route.method not in ("GET", "HEAD"):
+            codes.add("cross_site")
+    return sorted(codes, key=lambda c: (PROBLEMS[c][0], c))
