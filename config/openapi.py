@@ -1,6 +1,6 @@
 """The API description, made from the same `Route`s and request types that serve and validate.
 
-Nothing is described by hand: a route that is not mounted is not in it, and a field that a type lacks is neither accepted
+Nothing is described by hand: a route that is not mounted is not in it, and a field that a type lacks is neither taken
 nor described.
 """
 
@@ -24,7 +24,7 @@ _SECURITY: dict[str, list[dict[str, list[str]]]] = {
 def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) -> dict[str, Any]:
     """An OpenAPI 3.1 document of `routes`; `cookie` is the session cookie's name."""
     routes = sorted(routes, key=lambda r: (r.path, r.method))
-    types = [ProblemDetails]
+    types: list[Any] = [ProblemDetails]
     for route in routes:
         types += [t for t in (route.body, route.result, route.query) if t not in (None, Nothing)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)

@@ -1,0 +1,104 @@
+"""What Prometheus sees: every name, its kind and its help text, in two tables.
+
+The parts count in plain integers, because a counter object costs more than a delivery. Once a second `Sampler` reads
+their `figures()` and moves the Prometheus objects by the difference. `docs/metrics.md` lists the same names; a test
+compares the two. In multi-process mode (`PROMETHEUS_MULTIPROC_DIR`) any process can answer for all.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Literal, Protocol
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
+
+COUNTERS: Mapping[str, str] = {
+    "connections_accepted": "Connections that were authenticated and went live",
+    "connections_refused": "Connections that ended before they were live",
+    "connections_closed": "Live connections that ended, for whatever reason",
+    "connections_revoked": "Live connections closed because their session ended",
+    "connections_slow": "Connections closed with 3008: the client did not read",
+    "commands": "Commands read from clients",
+    "commands_failed": "Commands answered with an error",
+    "publications": "Publications that this node delivered to its hub",
+    "deliveries": "Frames handed to the kernel for a publication, join or leave",
+    "bytes_written": "Bytes handed to the kernel for clients",
+    "pongs_missed": "Connections closed with 3012",
+    "positions_lost": "Channels whose subscribers were told to recover",
+    "rows_applied": "Rows of the revocation log applied",
+    "hints_received": "Hints of the revocation log that came over Redis",
+    "hints_rejected": "Hints that were malformed or forged",
+    "lease_renewals": "Lease renewals that succeeded",
+    "lease_failures": "Lease renewals that failed",
+    "freezes": "Times that this node froze",
+    "clock_steps": "Steps of the database's clock against ours of more than 2 s",
+    "bus_reconnects": "Times that the pub/sub connection was made again",
+    "bus_malformed": "Frames on the bus that could not be read",
+    "background_failures": "Background tasks that ended by an error and were started again",
+}
+
+Mode = Literal["livesum", "livemax", "livemin"]
+
+GAUGES: Mapping[str, tuple[str, Mode]] = {
+    "connections": ("Live connections", "livesum"),
+    "channels": ("Channels with a subscriber, counted per node", "livesum"),
+    "subscriptions": ("Subscriptions of live connections", "livesum"),
+    "live_sessions": ("Sessions with a live connection, counted per node", "livesum"),
+    "lease_age_seconds": ("Time since the start of the last renewal that succeeded, of the worst node", "livemax"),
+    "applied_lag": ("Rows known but not applied, of the worst node", "livemax"),
+    "frozen": ("Nodes that are frozen", "livesum"),
+    "policy_serve": ("Nodes that run with sessions.policy = serve", "livesum"),
+    "ready": ("Nodes that are ready", "livesum"),
+    "redis_up": ("Nodes whose hints are heard", "livesum"),
+    "loop_lag_seconds": ("How late the event loop ran its last timer, of the worst node", "livemax"),
+    "hash_queue": ("Password hashes that wait or run", "livesum"),
+    "receipts_open": ("Receipts that this node is confirming", "livesum"),
+}
+
+_PREFIX = "wardgate_"
+_counters = {name: Counter(_PREFIX + name, text) for name, text in COUNTERS.items()}
+_gauges = {name: Gauge(_PREFIX + name, text, multiprocess_mode=mode) for name, (text, mode) in GAUGES.items()}
+requests = Counter(_PREFIX + "http_requests", "HTTP requests answered", ["route", "method", "status"])
+request_seconds = Histogram(
+    _PREFIX + "http_request_seconds",
+    "Time to answer an HTTP request",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+)
+disconnects = Counter(_PREFIX + "disconnects", "Closes by us, by code", ["code"])
+
+
+class Figures(Protocol):
+    """A part that counts."""
+
+    def figures(self) -> Mapping[str, float]:
+        """Totals since start under names of COUNTERS, and current values under names of GAUGES."""
+
+
+class Sampler:
+    """Moves the Prometheus objects to where the parts' figures are."""
+
+    def __init__(self, parts: Iterable[Figures]) -> None:
+        self._parts = tuple(parts)
+        self._seen: dict[str, float] = {}
+
+    def sample(self) -> None:
+        totals: dict[str, float] = {}
+        for part in self._parts:
+            for name, value in part.figures().items():
+                totals[name] = totals.get(name, 0) + value
+        for name, value in totals.items():
+            if name in _gauges:
+                _gauges[name].set(value)
+            elif value > self._seen.get(name, 0):
+                _counters[name].inc(value - self._seen.get(name, 0))
+                self._seen[name] = value
+
+
+def exposition() -> bytes:
+    """The text format, over all processes where there are several."""
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return prometheus_client.generate_latest(registry)
+    return prometheus_client.generate_latest()
