@@ -151,7 +151,7 @@ CURRENT: web.AppKey[Callable[[], bool]] = web.AppKey("current", Callable[[], boo
 ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("origins", frozenset)
 TRUSTED: web.AppKey[tuple[Any, ...]] = web.AppKey("trusted_proxies", tuple)
 
-Access = Literal["public", "session", "admin"]
+Access = Literal["public", "session", "admin", "key"]
 
 B = TypeVar("B")
 Q = TypeVar("Q")
@@ -203,7 +203,7 @@ Handler = Callable[[Call[Any, Any]], Awaitable[Any]]
 class Route:
     """One route, as served and as described.
 
-    `access`: `session` takes any live session, `admin` an admin's session or an API key with `scope`.
+    `access`: `session` takes any live session, `admin` an admin's session or an API key with `scope`, `key` an API key.
     `result` None means 204; `also` are other statuses with the same result. `errors` are the codes beside those that
     follow from body and access; `headers` are request headers that mean something here.
     """
@@ -230,17 +230,24 @@ class Route:
         return self.access != "public" or self.guarded or self.path.startswith("/auth/")
 
 
-ROUTES: web.AppKey[list[Route]] = web.AppKey("routes", list)
+ROUTES: web.AppKey[list[Any]] = web.AppKey("routes", list)
+"""Every `Route` that was mounted."""
 
 
-def mount(app: web.Application, routes: Sequence[Route]) -> None:
-    """Serve `routes` and remember them for the description. Call before the application is frozen."""
+Adapter = Callable[[Route], Callable[[web.Request], Awaitable[web.StreamResponse]]]
+
+
+def mount(app: web.Application, routes: Sequence[Route], adapter: Adapter | None = None) -> None:
+    """Serve `routes` and remember them for the description. Call before the application is frozen.
+
+    `adapter` turns a route into an aiohttp handler where a room answers in another form than this one's.
+    """
     app.setdefault(ROUTES, []).extend(routes)
     for route in routes:
-        app.router.add_route(route.method, route.path, _adapter(route))
+        app.router.add_route(route.method, route.path, (adapter or problem_adapter)(route))
 
 
-def _adapter(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         if route.needs_current and not request.app[CURRENT]():
             raise Problem("frozen", retry_after=1)

@@ -18,6 +18,7 @@ _SECURITY: dict[str, list[dict[str, list[str]]]] = {
     "public": [],
     "session": [{"bearer": []}, {"cookie": []}],
     "admin": [{"bearer": []}, {"cookie": []}, {"apiKey": []}],
+    "key": [{"apiKey": []}],
 }
 
 
@@ -26,7 +27,7 @@ def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) 
     routes = sorted(routes, key=lambda r: (r.path, r.method))
     types: list[Any] = [ProblemDetails]
     for route in routes:
-        types += [t for t in (route.body, route.result, route.query) if t not in (None, Nothing)]
+        types += [t for t in (route.body, route.result, route.query) if t is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(map(_key, types), schemas, strict=True))
     paths: dict[str, Any] = {}
@@ -86,8 +87,6 @@ def _resolve(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, An
 
 
 def _query_parameters(route: Route, schema_of: dict[Any, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
-    if route.query is Nothing:
-        return []
     schema = _resolve(schema_of[_key(route.query)], components)
     required = schema.get("required", [])
     return [
@@ -114,6 +113,8 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
 
 def problem_codes(route: Route) -> list[str]:
     """Every code that this route can answer with: its own, and those that follow from its body and access."""
+    if route.access == "key":
+        return ["frozen"]  # the rest goes in the answer's own `error`
     codes = set(route.errors) | {"unavailable", "internal"}
     if route.body is not None:
         codes |= {"malformed", "too_large", "unsupported_media_type", "invalid"}

@@ -1,0 +1,289 @@
+"""The HTTP edge: what bad input gets, who is let in, and that the description says the same."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+
+from config.http import (
+    CURRENT,
+    IDENTIFY,
+    MAX_BODY,
+    ORIGINS,
+    PROBLEMS,
+    ROUTES,
+    TRUSTED,
+    Call,
+    Caller,
+    Nothing,
+    Paging,
+    Problem,
+    Route,
+    address_prefix,
+    client_address,
+    mount,
+    problems,
+    trusted_networks,
+)
+from config.openapi import describe, problem_codes
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    count: int = 0
+    more: Any = None
+
+
+class Echo(msgspec.Struct):
+    name: str
+    count: int
+
+
+CALLERS = {
+    "user": Caller("bearer", "u_1", "s1"),
+    "admin": Caller("bearer", "u_2", "s2", roles=frozenset({"admin"})),
+    "cookie": Caller("cookie", "u_1", "s1"),
+    "key": Caller("api_key", "k1", scopes=frozenset({"revocations"})),
+    "all": Caller("api_key", "k2", scopes=frozenset({"*"})),
+}
+
+
+class Switch:
+    current = True
+    calls = 0
+
+
+async def echo(call: Call[Body, Nothing]) -> Echo:
+    Switch.calls += 1
+    return Echo(call.body.name, call.body.count)
+
+
+async def whoami(call: Call[None, Nothing]) -> dict[str, str]:
+    return {"name": call.who.name, "address": call.address}
+
+
+async def page(call: Call[None, Paging]) -> dict[str, int]:
+    return {"limit": call.query.bounded()}
+
+
+async def gone(_call: Call[None, Nothing]) -> None:
+    return None
+
+
+async def boom(_call: Call[None, Nothing]) -> None:
+    raise RuntimeError("secret detail")
+
+
+async def away(_call: Call[None, Nothing]) -> None:
+    raise ConnectionRefusedError("10.1.2.3")
+
+
+async def full(_call: Call[None, Nothing]) -> None:
+    raise Problem("busy")
+
+
+TABLE = [
+    Route("POST", "/echo", echo, "Echo", body=Body, result=Echo, status=201, errors=("email_taken",)),
+    Route("GET", "/whoami", whoami, "Who", result=dict[str, str], access="session"),
+    Route("POST", "/change", whoami, "Change", body=Nothing, result=dict[str, str], access="session"),
+    Route("GET", "/ops/things", whoami, "Ops", result=dict[str, str], access="admin", scope="revocations"),
+    Route("GET", "/ops/other", whoami, "Ops", result=dict[str, str], access="admin", scope="other"),
+    Route("GET", "/page/{id}", page, "Page", query=Paging, result=dict[str, int]),
+    Route("DELETE", "/gone", gone, "Gone"),
+    Route("GET", "/boom", boom, "Boom"),
+    Route("GET", "/away", away, "Away"),
+    Route("GET", "/full", full, "Full", errors=("busy",)),
+]
+
+
+async def identify(request: web.Request) -> Caller | None:
+    name = request.headers.get("X-Who")
+    if name == "bad":
+        raise Problem("session_ended", reason="logout")
+    return CALLERS[name] if name else None
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    app = web.Application(middlewares=[problems])
+    app[IDENTIFY] = identify
+    app[CURRENT] = lambda: Switch.current
+    app[ORIGINS] = frozenset({"https://app.example"})
+    app[TRUSTED] = trusted_networks(["127.0.0.0/8"])
+    mount(app, TABLE)
+    Switch.current, Switch.calls = True, 0
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+Client = TestClient[web.Request, web.Application]
+
+
+async def send(client: Client, raw: bytes, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
+    response = await client.post("/echo", data=raw, headers={"Content-Type": kind})
+    return response.status, await response.json(content_type=None)
+
+
+async def test_a_good_body_is_answered(client: Client) -> None:
+    response = await client.post("/echo", json={"name": "a", "count": 2})
+    assert response.status == 201
+    assert await response.json() == {"name": "a", "count": 2}
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b"{", 400, "malformed"),
+        (b'{"name":"a"} x', 400, "malformed"),
+        (b'{"name":"a","name":"b"}', 400, "malformed"),
+        (b'{"name":"a","more":{"x":1,"x":2}}', 400, "malformed"),
+        (b'{"name":"\xff"}', 400, "malformed"),
+        (b'{"name":"a\\u0000"}', 400, "malformed"),
+        (b'{"name":"\\ud800"}', 400, "malformed"),
+        (b'{"name":"a","more":NaN}', 400, "malformed"),
+        (b'{"name":"a","more":' + b"[" * 40 + b"]" * 40 + b"}", 400, "malformed"),
+        (b'{"name":"a","more":' + b"[" * 30000 + b"]" * 30000 + b"}", 400, "malformed"),
+        (b"[]", 422, "invalid"),
+        (b"", 422, "invalid"),
+        (b'{"name":"a","nmae":1}', 422, "invalid"),
+        (b'{"name":1}', 422, "invalid"),
+        (b'{"name":"a","count":"2"}', 422, "invalid"),
+        (b'{"name":"a","count":1e400}', 422, "invalid"),
+        (b'{"name":"' + b"a" * MAX_BODY + b'"}', 413, "too_large"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_a_bad_body_is_refused_by_name(client: Client, raw: bytes, status: int, code: str) -> None:
+    got, problem = await send(client, raw)
+    assert (got, problem["code"], Switch.calls) == (status, code, 0)
+    assert problem["title"] == PROBLEMS[code][1]
+
+
+async def test_the_refused_field_is_named(client: Client) -> None:
+    for raw, name in [(b'{"name":1}', "name"), (b'{"name":"a","nmae":1}', "nmae"), (b"{}", "name")]:
+        _, problem = await send(client, raw)
+        assert problem["errors"][0]["field"] == name
+
+
+async def test_text_plain_json_is_refused(client: Client) -> None:
+    assert (await send(client, b'{"name":"a"}', "text/plain"))[1]["code"] == "unsupported_media_type"
+
+
+async def test_a_chunked_body_cannot_pass_the_bound(client: Client) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 8192
+
+    response = await client.post("/echo", data=chunks(), headers={"Content-Type": "application/json"})
+    assert response.status == 413
+
+
+async def test_a_compressed_body_is_not_unpacked(client: Client) -> None:
+    response = await client.post(
+        "/echo", data=b"x", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    )
+    assert response.status in (400, 415)
+
+
+@pytest.mark.parametrize(
+    ("who", "path", "status", "code"),
+    [
+        ("", "/whoami", 401, "unauthenticated"),
+        ("bad", "/whoami", 401, "session_ended"),
+        ("key", "/whoami", 403, "forbidden"),
+        ("user", "/whoami", 200, ""),
+        ("user", "/ops/things", 403, "forbidden"),
+        ("admin", "/ops/things", 200, ""),
+        ("key", "/ops/things", 200, ""),
+        ("key", "/ops/other", 403, "forbidden"),
+        ("all", "/ops/other", 200, ""),
+    ],
+)
+async def test_who_may_call(client: Client, who: str, path: str, status: int, code: str) -> None:
+    response = await client.get(path, headers={"X-Who": who} if who else {})
+    assert response.status == status
+    if code:
+        assert (await response.json(content_type=None))["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 403),
+        ({"Origin": "https://app.example"}, 200),
+        ({"Origin": "https://app.example.evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, 403),
+    ],
+)
+async def test_a_cross_site_post_with_a_cookie_is_refused(client: Client, headers: dict[str, str], status: int) -> None:
+    response = await client.post("/change", headers={"X-Who": "cookie", **headers})
+    assert response.status == status
+
+
+async def test_a_frozen_node_refuses_what_needs_a_session(client: Client) -> None:
+    Switch.current = False
+    response = await client.get("/whoami", headers={"X-Who": "user"})
+    assert response.status == 503
+    assert (await response.json(content_type=None))["code"] == "frozen"
+    assert int(response.headers["Retry-After"]) >= 1
+    assert (await client.delete("/gone")).status == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [("/boom", 500, "internal"), ("/away", 503, "unavailable"), ("/nowhere", 404, "not_found"), ("/full", 503, "busy")],
+)
+async def test_failures_are_problems_and_tell_no_secret(client: Client, path: str, status: int, code: str) -> None:
+    response = await client.get(path)
+    text = await response.text()
+    assert (response.status, json.loads(text)["code"]) == (status, code)
+    assert "secret" not in text
+    assert "10.1.2.3" not in text
+
+
+async def test_a_wrong_method_names_the_right_one(client: Client) -> None:
+    response = await client.get("/echo")
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("limit=5", 200), ("limit=0", 422), ("limit=x", 422), ("nope=1", 422), ("limit=1&limit=2", 422)],
+)
+async def test_the_query_is_validated(client: Client, query: str, status: int) -> None:
+    assert (await client.get("/page/1?" + query)).status == status
+
+
+async def test_a_forwarded_address_counts_only_from_a_trusted_hop(client: Client) -> None:
+    headers = {"X-Who": "user", "X-Forwarded-For": "6.6.6.6, ::ffff:203.0.113.9, 127.0.0.5"}
+    assert (await (await client.get("/whoami", headers=headers)).json())["address"] == "203.0.113.9"
+    app = web.Application()
+    app[TRUSTED] = ()
+    request = make_mocked_request("GET", "/", headers={"X-Forwarded-For": "6.6.6.6"}, app=app)
+    assert client_address(request) == "127.0.0.1"
+
+
+def test_limits_count_by_address_or_by_a_64_network() -> None:
+    assert address_prefix("203.0.113.9") == "203.0.113.9"
+    assert address_prefix("2001:db8:1:2:3::9") == "2001:db8:1:2::/64"
+
+
+async def test_the_description_holds_every_route_and_code(client: Client) -> None:
+    document = describe(client.app[ROUTES], title="t", version="1", cookie="c")
+    assert document["openapi"].startswith("3.1")
+    for route in TABLE:
+        operation = document["paths"][route.path][route.method.lower()]
+        said = json.dumps(operation["responses"])
+        for code in problem_codes(route):
+            assert f"`{code}`" in said
+    assert document["paths"]["/echo"]["post"]["requestBody"]["required"] is True
+    names = [p["name"] for p in document["paths"]["/page/{id}"]["get"]["parameters"]]
+    assert names == ["id", "limit", "after"]
