@@ -1,0 +1,102 @@
+// A small client of the Centrifuge protocol in JSON over one WebSocket, authenticated by the session cookie.
+// It shows what is on the wire; an application would use the published SDK.
+
+const STALE = 40_000; // no ping for so long: the line is dead
+
+export class Connection extends EventTarget {
+  #socket = null;
+  #next = 1;
+  #waiting = new Map();
+  #attempt = 0;
+  #timer = 0;
+  #alarm = 0;
+  #closed = false;
+  #lastMessage = null;
+
+  constructor(url) {
+    super();
+    this.url = url;
+  }
+
+  open() {
+    this.#closed = false;
+    this.#say("state", "wait");
+    const socket = (this.#socket = new WebSocket(this.url));
+    socket.onopen = () => this.#start();
+    socket.onmessage = (event) => this.#heard(String(event.data));
+    socket.onclose = (event) => this.#lost(event);
+  }
+
+  close() {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    this.#socket?.close(1000);
+  }
+
+  call(method, params) {
+    const id = this.#next++;
+    return new Promise((resolve, reject) => {
+      if (this.#socket?.readyState !== WebSocket.OPEN) {
+        reject(new Error("not connected"));
+        return;
+      }
+      this.#waiting.set(id, { resolve, reject, method });
+      this.#socket.send(JSON.stringify({ id, [method]: params }));
+    });
+  }
+
+  async #start() {
+    try {
+      const connected = await this.call("connect", {});
+      this.#attempt = 0;
+      this.#say("state", "on");
+      this.#say("connected", connected);
+    } catch {
+      this.#socket?.close(1000);
+    }
+  }
+
+  #heard(text) {
+    clearTimeout(this.#alarm);
+    this.#alarm = setTimeout(() => this.#socket?.close(1000), STALE);
+    for (const line of text.split("\n")) {
+      const message = JSON.parse(line);
+      if (message.id) this.#answered(message);
+      else if (message.push) this.#pushed(message.push);
+      else this.#socket.send("{}");
+    }
+  }
+
+  #answered(reply) {
+    const { resolve, reject, method } = this.#waiting.get(reply.id) ?? {};
+    this.#waiting.delete(reply.id);
+    if (!resolve) return;
+    if (reply.error) reject(Object.assign(new Error(reply.error.message), { code: reply.error.code }));
+    else resolve(reply[method] ?? {});
+  }
+
+  #pushed(push) {
+    if (push.message) this.#lastMessage = push.message.data;
+    this.#say("push", push);
+  }
+
+  #lost({ code, reason }) {
+    clearTimeout(this.#alarm);
+    for (const { reject } of this.#waiting.values()) reject(new Error("connection closed"));
+    this.#waiting.clear();
+    const final = (code >= 3500 && code < 4000) || (code >= 4500 && code < 5000);
+    this.#say("state", "off");
+    if (final) this.#say("ended", { code, reason, ...this.#lastMessage });
+    else if (!this.#closed) this.#again();
+    this.#lastMessage = null;
+  }
+
+  #again() {
+    const most = Math.min(20_000, 500 * 2 ** this.#attempt++);
+    this.#timer = setTimeout(() => this.open(), most / 2 + (Math.random() * most) / 2);
+  }
+
+  #say(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
