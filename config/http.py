@@ -10,8 +10,10 @@ description. A handler gets a `Call` (body, query, caller, all validated) and re
 
 import ipaddress
 import json
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -264,6 +266,13 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         return reply(result, route.status)
 
     return handle
+
+
+def rfc3339(unix: float) -> str:
+    """UTC with milliseconds, rounded down: a moment is never told before it came."""
+    whole = math.floor(unix * 1000 + 1e-4)  # 1e-4: what a float of this size may lack
+    moment = datetime.fromtimestamp(whole // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{whole % 1000:03d}Z"
 
 
 def reply(result: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
