@@ -1,0 +1,210 @@
+"""The demo page in a real Chromium: what a person sees and can reach, and that nothing breaks the page's own policy."""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TypedDict
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+
+from tests.world.conftest import PASSWORD, World
+
+pytestmark = pytest.mark.browser
+ARGUMENTS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Options(TypedDict, total=False):
+    executable_path: Path
+    args: list[str]
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    options = Options(args=[*ARGUMENTS, *(["--no-sandbox"] if os.getuid() == 0 else [])])
+    if found := shutil.which("chromium") or shutil.which("google-chrome"):
+        options["executable_path"] = Path(found)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(**options)
+        yield browser
+        await browser.close()
+
+
+class People:
+    """Browser contexts (each a person with cookies of their own), and every complaint of their consoles."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._contexts: list[BrowserContext] = []
+        self.complaints: list[str] = []
+
+    async def context(self, scheme: str = "light") -> BrowserContext:
+        context = await self._browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
+        context.set_default_timeout(10_000)
+        self._contexts.append(context)
+        return context
+
+    async def page(self, world: World, context: BrowserContext | None = None) -> Page:
+        page = await (context or await self.context()).new_page()
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda m: self.complaints.append(m.text) if "Content Security Policy" in m.text else None)
+        await page.goto(world.url + "/")
+        return page
+
+    async def close(self) -> None:
+        for context in self._contexts:
+            await context.close()
+
+
+@pytest.fixture
+async def people(browser: Browser) -> AsyncIterator[People]:
+    people = People(browser)
+    yield people
+    await people.close()
+    assert people.complaints == []
+
+
+async def register(page: Page, name: str) -> str:
+    email = f"{name}-{uuid.uuid4().hex[:8]}@example.org"
+    await page.get_by_label("Register").check()
+    await page.get_by_label("E-mail").fill(email)
+    await page.get_by_label("Password").fill(PASSWORD)
+    await page.get_by_label("Name that others see").fill(name)
+    await page.get_by_role("button", name="Continue").click()
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    return email
+
+
+async def log_in(page: Page, email: str, password: str = PASSWORD) -> None:
+    await page.get_by_label("E-mail").fill(email)
+    await page.get_by_label("Password").fill(password)
+    await page.get_by_role("button", name="Continue").click()
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+
+
+async def test_two_people_talk_and_see_each_other(one_worker: World, people: People) -> None:
+    ada, ben = await people.page(one_worker), await people.page(one_worker)
+    await register(ada, "Ada")
+    await register(ben, "Ben")
+    await expect(ada.locator("#present li")).to_have_count(2)
+    await ben.get_by_label("Message", exact=True).fill("hello <b>there</b>")
+    await ben.get_by_role("button", name="Send").click()
+    for page in (ada, ben):
+        await expect(page.get_by_role("log")).to_contain_text("Ben hello <b>there</b>")
+    await ben.close()
+    await expect(ada.locator("#present li")).to_have_count(1)
+
+
+async def test_ending_a_session_tells_the_other_browser_why(one_worker: World, people: People) -> None:
+    desk, phone = await people.page(one_worker), await people.page(one_worker)
+    email = await register(desk, "Cleo")
+    await log_in(phone, email)
+    await desk.get_by_role("button", name="Refresh").first.click()
+    await expect(desk.locator("#sessions tr")).to_have_count(2)
+    await desk.locator("#sessions tr").filter(has_not_text="this one").get_by_role("button").click()
+    await expect(phone.get_by_role("heading", name="You were logged out")).to_be_visible()
+    await expect(phone.get_by_text("You ended this session from another device.")).to_be_visible()
+    await expect(phone.get_by_text("code 4501")).to_be_visible()
+    await expect(desk.locator("#sessions tr")).to_have_count(1)
+    await phone.get_by_role("button", name="Log in again").click()
+    await log_in(phone, email)
+
+
+async def test_a_second_tab_closes_with_the_logout(one_worker: World, people: People) -> None:
+    context = await people.context()
+    first = await people.page(one_worker, context)
+    await register(first, "Dora")
+    second = await people.page(one_worker, context)
+    await expect(second.get_by_text("connected", exact=True)).to_be_visible()
+    await first.get_by_role("button", name="Log out").click()
+    for page in (first, second):
+        await expect(page.get_by_text("You logged out.")).to_be_visible()
+
+
+async def test_a_wrong_password_says_so_and_keeps_the_form(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await page.get_by_label("E-mail").fill("nobody@example.org")
+    await page.get_by_label("Password").fill("not the password")
+    await page.get_by_role("button", name="Continue").click()
+    await expect(page.get_by_role("alert").filter(has_text="E-mail or password is wrong")).to_be_visible()
+    assert await page.get_by_label("E-mail").input_value() == "nobody@example.org"
+
+
+async def test_an_admin_counts_revokes_and_reads_the_receipt(one_worker: World, people: People) -> None:
+    victim, admin = await people.page(one_worker), await people.page(one_worker)
+    email = await register(victim, "Eve")
+    await log_in(admin, one_worker.info["admin"]["email"], one_worker.info["admin"]["password"])
+    user = (await one_worker.login(email)).id
+    await admin.get_by_label("A user").check()
+    await admin.get_by_label("User id").fill(user)
+    await admin.get_by_label("Reason").fill("account taken over")
+    await admin.get_by_role("button", name="Count first").click()
+    await expect(admin.locator("#dry-text")).to_contain_text("This ends 2 sessions of 1 users")
+    await admin.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(victim.get_by_text("Reason: account taken over.")).to_be_visible()
+    await expect(admin.locator("#receipt-state")).to_contain_text("Confirmed by every node")
+    await expect(admin.locator("#receipt-facts")).to_contain_text(re.compile(r"Connections closed\s*1"))
+    await expect(admin.locator("#receipt-nodes tr").first).to_be_visible()
+
+
+async def test_everyone_else_is_revoked_and_the_admin_stays(one_worker: World, people: People) -> None:
+    others, admin = await people.page(one_worker), await people.page(one_worker)
+    await register(others, "Finn")
+    await log_in(admin, one_worker.info["admin"]["email"], one_worker.info["admin"]["password"])
+    await admin.get_by_label("Everyone else").check()
+    await admin.get_by_label("Reason").fill("incident")
+    await admin.get_by_role("button", name="Count first").click()
+    await admin.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(others.get_by_text("Reason: incident.")).to_be_visible()
+    await expect(admin.locator("#receipt-state")).to_contain_text("Confirmed")
+    await expect(admin.get_by_text("connected", exact=True)).to_be_visible()
+
+
+async def test_the_page_works_from_the_keyboard_and_names_its_controls(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await expect(page.get_by_label("E-mail")).to_be_focused()
+    await page.keyboard.type("keyboard@example.org")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("wrong password here")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert").filter(has_text="wrong")).to_be_visible()
+    unnamed = await page.evaluate(
+        """() => [...document.querySelectorAll("input, button, select")].filter(
+            (e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label"))).map((e) => e.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_text_can_be_read_in_both_colour_schemes(one_worker: World, people: People, scheme: str) -> None:
+    page = await people.page(one_worker, await people.context(scheme))
+    await expect(page.get_by_role("heading", name="Come in")).to_be_visible()
+    ratio = await page.evaluate(
+        """() => {
+          const lum = (c) => { const [r, g, b] = c.match(/\\d+/g).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+          const card = getComputedStyle(document.getElementById("door"));
+          const [ground, ink] = [lum(card.backgroundColor), lum(getComputedStyle(document.querySelector(".narrow .quiet")).color)];
+          return (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05);
+        }"""
+    )
+    assert ratio >= 4.5
+
+
+async def test_the_api_page_shows_every_route(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await page.goto(one_worker.url + "/docs")
+    await page.get_by_label("Find a route").fill("post /admin/revocations")
+    fold = page.locator("details:visible")
+    await expect(fold).to_have_count(1)
+    await fold.locator("summary").click()
+    await expect(fold).to_contain_text("confirm_required")
