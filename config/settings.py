@@ -1,13 +1,18 @@
-"""Every setting: its name, type, default and meaning, and how a file and the environment become one `Settings`.
+"""Every setting: its name, type, default and meaning, and which combinations are unsafe outside development.
 
-Options that Centrifugo v6 has keep its path, name and form. Reading happens in `load`; whether a combination is safe to
-run outside development is decided by `unsafe`. Nothing here opens a connection.
+Options that Centrifugo v6 has keep its path, name and form. How a file and the environment become one `Settings`, and
+how mistakes are reported, is in `config.loading`. Nothing here reads anything.
 """
 
+import ipaddress
+import json
 import re
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -24,9 +29,45 @@ def seconds(value: Any) -> Any:
     raise ValueError('a duration like "30s", "10m", "1h30m" or "14d"')
 
 
+def origin(value: str) -> str:
+    """An exact Origin as a browser sends it, or `*`."""
+    parts = urlsplit(value)
+    bare = f"{parts.scheme}://{parts.netloc}"
+    if value != "*" and (value != bare or not parts.hostname or "*" in value or value != value.lower()):
+        raise ValueError('an exact origin like "https://example.org" (no path, no pattern), or "*"')
+    return value
+
+
+def network(value: str) -> str:
+    """An address or a network."""
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError('an address or a network like "10.0.0.0/8"') from None
+    return value
+
+
+def regex(value: str) -> str:
+    """A regular expression, or nothing."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from None
+    return value
+
+
+def _distinct(what: str, names: Iterator[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} with the same name: {', '.join(twice)}")
+
+
 Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Secret = SecretStr
+Origin = Annotated[str, AfterValidator(origin)]
+Network = Annotated[str, AfterValidator(network)]
+Regex = Annotated[str, AfterValidator(regex)]
 
 
 class Section(BaseModel):
@@ -48,7 +89,7 @@ class HttpServer(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     internal_port: Annotated[int, Field(ge=0, le=65535)] = 0
     internal_address: str = "127.0.0.1"
-    trusted_proxies: list[str] = []
+    trusted_proxies: list[Network] = []
     shutdown_timeout: Seconds = 10.0
 
 
@@ -88,8 +129,14 @@ class Issuer(Token):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
+class PersonalChannel(Section):
+    enabled: bool = False
+    personal_channel_namespace: str = ""
+    single_connection: bool = False
+
+
 class Client(Section):
-    allowed_origins: list[str] = []
+    allowed_origins: list[Origin] = []
     token: Token = Token()
     subscription_token: SubscriptionToken = SubscriptionToken()
     issuers: list[Issuer] = []
@@ -112,13 +159,12 @@ class Client(Section):
     command_rate_limit: Annotated[int, Field(ge=1)] = 500
     history_max_publication_limit: Count = 300
     recovery_max_publication_limit: Count = 300
-    subscribe_to_user_personal_channel: "PersonalChannel" = Field(default_factory=lambda: PersonalChannel())
+    subscribe_to_user_personal_channel: PersonalChannel = PersonalChannel()
 
-
-class PersonalChannel(Section):
-    enabled: bool = False
-    personal_channel_namespace: str = ""
-    single_connection: bool = False
+    @model_validator(mode="after")
+    def _consistent(self) -> "Client":
+        _distinct("issuers", (i.name for i in self.issuers))
+        return self
 
 
 class ChannelOptions(Section):
@@ -144,7 +190,15 @@ class ChannelOptions(Section):
     allow_history_for_client: bool = False
     allow_history_for_anonymous: bool = False
     allow_user_limited_channels: bool = False
-    channel_regex: str = ""
+    channel_regex: Regex = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ChannelOptions":
+        if bool(self.history_size) != bool(self.history_ttl):
+            raise ValueError("history_size and history_ttl are set both or not at all")
+        if self.force_recovery and not self.history_size:
+            raise ValueError("force_recovery needs history_size and history_ttl")
+        return self
 
 
 class Namespace(ChannelOptions):
@@ -160,6 +214,11 @@ class Channel(Section):
     namespace_boundary: str = ":"
     user_boundary: str = "#"
     user_separator: str = ","
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Channel":
+        _distinct("channel namespaces", (n.name for n in self.namespaces))
+        return self
 
 
 class Sessions(Section):
@@ -192,7 +251,7 @@ class Auth(Section):
 
 
 class Log(Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["none", "trace", "debug", "info", "warn", "error"] = "info"
     format: Literal["json", "console"] = "json"
 
 
@@ -209,3 +268,93 @@ class Settings(Section):
     sessions: Sessions = Sessions()
     auth: Auth = Auth()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        personal = self.client.subscribe_to_user_personal_channel
+        wanted = personal.personal_channel_namespace
+        if personal.enabled and wanted and wanted not in {n.name for n in self.channel.namespaces}:
+            raise ValueError(
+                "client.subscribe_to_user_personal_channel.personal_channel_namespace: "
+                f"there is no namespace {wanted!r} in channel.namespaces"
+            )
+        return self
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def is_set(settings: Section, path: str) -> bool:
+    """Whether someone gave a value to the option at `path` ("auth.pepper"), be it the default's."""
+    first, _, rest = path.partition(".")
+    return first in settings.model_fields_set and (not rest or is_set(getattr(settings, first), rest))
+
+
+def with_values(settings: S, values: Mapping[str, Any]) -> S:
+    """A copy with other values at the given paths, validated."""
+    tree = settings.model_dump()
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return type(settings).model_validate(tree)
+
+
+def to_json(settings: Settings) -> bytes:
+    """Everything, secrets in clear: for handing it to a child process over a pipe. `from_json` is the way back."""
+    return json.dumps(settings.model_dump(), default=lambda secret: secret.get_secret_value()).encode()
+
+
+def from_json(text: bytes) -> Settings:
+    """What `to_json` made."""
+    return Settings.model_validate(json.loads(text))
+
+
+SECRET_LENGTH = 32
+MIN_BCRYPT_COST = 10
+_HOW_TO_MAKE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+
+
+def unsafe(settings: Settings) -> list[tuple[str, str]]:
+    """(option, why) for everything that must not run outside development."""
+    return [(path, why) for path, wrong, why in _unsafe(settings) if wrong]
+
+
+def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
+    yield "database.url", not s.database.url.get_secret_value(), "is needed (or DATABASE_URL)"
+    yield "redis.url", not s.redis.url.get_secret_value(), "is needed (or REDIS_URL)"
+    yield "sessions.secret_key", not s.sessions.secret_key.get_secret_value(), f"is needed: {_HOW_TO_MAKE}"
+    pepper_missing = s.auth.local_accounts and not s.auth.pepper.get_secret_value()
+    yield "auth.pepper", pepper_missing, f"is needed with local accounts: {_HOW_TO_MAKE}"
+    for path, secret in _secrets(s):
+        yield path, 0 < len(secret.get_secret_value()) < SECRET_LENGTH, f"is shorter than {SECRET_LENGTH} characters"
+    yield "client.insecure", s.client.insecure, "lets anyone connect as anyone"
+    yield "http_api.insecure", s.http_api.insecure, "lets anyone use the server API"
+    yield "client.allowed_origins", "*" in s.client.allowed_origins, '"*" lets any site use the cookies of its visitors'
+    yield "auth.bcrypt_cost", s.auth.bcrypt_cost < MIN_BCRYPT_COST, f"must be {MIN_BCRYPT_COST} or more"
+    unlimited = s.auth.local_accounts and s.auth.registration and not s.auth.register_per_address_per_hour
+    yield "auth.register_per_address_per_hour", unlimited, "0 lets one address make accounts without end"
+    for path, token in _tokens(s):
+        clear = token.jwks_public_endpoint.startswith("http://")
+        yield f"{path}.jwks_public_endpoint", clear, "keys that come over plain http can be anyone's: use https"
+
+
+def _tokens(s: Settings) -> Iterator[tuple[str, Token]]:
+    yield "client.token", s.client.token
+    yield "client.subscription_token", s.client.subscription_token
+    for i, issuer in enumerate(s.client.issuers):
+        yield f"client.issuers[{i}]", issuer
+
+
+def _secrets(s: Settings) -> Iterator[tuple[str, Secret]]:
+    yield "sessions.secret_key", s.sessions.secret_key
+    yield "auth.pepper", s.auth.pepper
+    yield "http_api.key", s.http_api.key
+    for i, key in enumerate(s.sessions.previous_secret_keys):
+        yield f"sessions.previous_secret_keys[{i}]", key
+    for i, pepper in enumerate(s.auth.previous_peppers):
+        yield f"auth.previous_peppers[{i}]", pepper
+    for path, token in _tokens(s):
+        yield f"{path}.hmac_secret_key", token.hmac_secret_key
