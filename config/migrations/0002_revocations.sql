@@ -3,6 +3,7 @@
 
 CREATE TABLE revocation_head (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    chain uuid NOT NULL,                            -- of the log's very first row: hints of another log are not ours
     seq bigint NOT NULL,
     id uuid NOT NULL,                               -- of the log's row at seq
     era_id uuid NOT NULL,                           -- of the era row that seq stands under
@@ -103,4 +104,4 @@ WITH first AS (
     VALUES (4294967296, gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 6, 4294967296)
     RETURNING seq, id
 )
-INSERT INTO revocation_head (seq, id, era_id, server_start) SELECT seq, id, id, pg_postmaster_start_time() FROM first;
+INSERT INTO revocation_head (chain, seq, id, era_id, server_start) SELECT id, seq, id, id, pg_postmaster_start_time() FROM first;
