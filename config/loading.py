@@ -55,7 +55,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Option:
-    """An option as the models declare it. `table`: it has options below it; `item`: it stands in a table of an array."""
+    """An option as the models declare it. `table`: has options below it; `item`: stands in a table of an array."""
 
     path: str
     annotation: Any
