@@ -20,6 +20,8 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from config.redis import Unavailable
+
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 16
 
@@ -458,7 +460,7 @@ async def problems(request: web.Request, handler: Callable[[web.Request], Awaita
             raise
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return Problem(code, headers=headers).response()
-    except (ConnectionError, TimeoutError, OSError) as error:
+    except (Unavailable, OSError) as error:  # ConnectionError and TimeoutError are OSErrors
         log.warning("request_failed", path=request.path, error=type(error).__name__)
         return Problem("unavailable", retry_after=1).response()
     except Exception:

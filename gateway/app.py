@@ -1,0 +1,347 @@
+"""One process of the product, put together: connections, rooms, routes, and how it starts, drains and ends.
+
+This is the only module that knows all parts of a worker. What a part does is its own; here is the order in which they
+need each other, and the HTTP shell around them (security headers, CORS, metrics, the pages).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp_cors
+import aiohttp_session
+import msgspec
+import structlog
+from aiohttp import web
+
+from auth.identity import Identity
+from auth.routes import Accounts
+from config.clock import SystemClock
+from config.database import connect, open_pool
+from config.http import CURRENT, IDENTIFY, ORIGINS, ROUTES, TRUSTED, Call, Nothing, Route, mount, problems, reply
+from config.http import trusted_networks
+from config.openapi import describe
+from config.redis import Bus, Pipe, open_commands
+from config.settings import Settings
+from gateway import metrics
+from gateway.api import Api
+from gateway.broker import Broker
+from gateway.control import Control
+from gateway.history import History
+from gateway.node import Node
+from gateway.presence import Presence
+from gateway.registry import Registry
+from sessions.revocations import Revocations
+from sessions.service import Sessions
+
+VERSION = "0.1.0"
+PAGE = Path(__file__).parent / "page"
+
+log = structlog.get_logger(__name__)
+
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+}
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_HSTS = "max-age=31536000; includeSubDomains"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the supervisor is told. `why` is "" when ready."""
+
+    ready: bool
+    why: str
+    connections: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether this worker should get new work, and why not."""
+
+    ready: bool
+    node: str
+    why: str = ""
+    policy: str = "freeze"
+
+
+class Lag:
+    """How late the loop runs its timers: a worker that is busy for long should get no new connections."""
+
+    PERIOD = 0.25
+    LIMIT = 1.0
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+
+    async def watch(self) -> None:
+        while True:
+            due = time.monotonic() + self.PERIOD
+            await asyncio.sleep(self.PERIOD)
+            self.worst = max(time.monotonic() - due, self.worst * 0.5)
+
+    def figures(self) -> Mapping[str, float]:
+        return {"loop_lag_seconds": self.worst}
+
+
+class App:
+    """The parts of one worker. `start`, then serve `web`; `drain`, then `close`."""
+
+    def __init__(self, settings: Settings, *, node: str, dev: bool) -> None:
+        self.settings, self.name, self.dev = settings, node, dev
+        self.lag = Lag()
+        self._draining = False
+        self._description = b""
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Connect to the servers, join the cluster, build the routes. Raises what is away; then nothing is left open."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        settings, clock, prefix = self.settings, SystemClock(), self.settings.redis.prefix
+        redis_url = settings.redis.url.get_secret_value()
+        pool = await open_pool(settings.database)
+        stack.push_async_callback(pool.close)
+        self.pipe = await _started(stack, Pipe(redis_url))
+        self.bus = await _started(stack, Bus(redis_url))
+        commands = open_commands(redis_url)
+        stack.push_async_callback(commands.aclose)
+        self.revocations = await _started(
+            stack,
+            Revocations(
+                pool,
+                lambda: connect(settings.database),
+                self.bus,
+                self.pipe,
+                clock=clock,
+                node=self.name,
+                policy=settings.sessions.policy,
+                prefix=prefix,
+                secrets=[
+                    secret.get_secret_value()
+                    for secret in (settings.sessions.secret_key, *settings.sessions.previous_secret_keys)
+                ],
+            ),
+        )
+        self.sessions = await _started(stack, Sessions(pool, self.revocations, settings.sessions, clock=clock))
+        self.registry = await _started(stack, Registry(self.pipe, prefix=prefix, node=self.name))
+        self.accounts = await _started(stack, Accounts(settings, pool, self.revocations, self.sessions, commands))
+        self.control = await _started(stack, Control(self.pipe, self.bus, prefix=prefix, node=self.name))
+        self.node = await _started(
+            stack,
+            Node(
+                settings,
+                name=self.name,
+                revocations=self.revocations,
+                sessions=self.sessions,
+                identity=self.accounts.identity,
+                broker=Broker(self.pipe, self.bus, prefix=prefix, node=self.name),
+                history=History(self.pipe, prefix=prefix),
+                presence=Presence(self.pipe, prefix=prefix),
+                registry=self.registry,
+                control=self.control,
+                clock=clock,
+            ),
+        )
+        self.sampler = metrics.Sampler([self.node, self.revocations, self.bus, self.lag, self])
+        self.web = self._web()
+        stack.push_async_callback(_ended, asyncio.create_task(self.lag.watch(), name="loop lag"))
+        stack.push_async_callback(_ended, asyncio.create_task(self._sample(), name="metrics"))
+
+    async def drain(self, seconds: float = 5.0) -> None:
+        """No new work; every connection is asked to go elsewhere."""
+        self._draining = True
+        await self.node.drain(seconds)
+
+    async def close(self) -> None:
+        """End every part in the reverse order of its start."""
+        await self._stack.aclose()
+
+    def status(self) -> Status:
+        """What `/ready` says, without asking anyone."""
+        why = self._why()
+        return Status(not why, why, self.node.connections)
+
+    def _why(self) -> str:
+        if self._draining:
+            return "draining"
+        if not self.revocations.fresh():
+            return self.revocations.why or "the lease is not fresh"
+        if not self.revocations.probe_ok:
+            return "deaf: this node does not hear its own hints"
+        if not self.pipe.connected or not self.bus.connected:
+            return "Redis is away"
+        if self.lag.worst > Lag.LIMIT:
+            return f"the event loop was late by {self.lag.worst:.1f} s"
+        return ""
+
+    def figures(self) -> Mapping[str, float]:
+        return {"ready": float(not self._why())}
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.sampler.sample()
+
+    def _web(self) -> web.Application:
+        app = web.Application(middlewares=[_measured, problems], client_max_size=0)
+        origins = frozenset(self.settings.client.allowed_origins)
+        app[IDENTIFY] = self.accounts.identity.identify
+        app[CURRENT] = self.revocations.fresh
+        app[ORIGINS] = origins
+        app[TRUSTED] = trusted_networks(self.settings.http_server.trusted_proxies)
+        aiohttp_session.setup(app, self.accounts.cookies)
+        app.router.add_get("/connection/websocket", self.node.websocket)
+        self.accounts.mount(app)
+        Api(
+            self.node,
+            insecure=self.settings.http_api.insecure,
+            transport_errors=self.settings.http_api.error_mode == "transport",
+        ).mount(app)
+        mount(app, self._operations())
+        _allow_cross_origin(app, origins)
+        self._pages(app)
+        app.on_response_prepare.append(self._secure)
+        return app
+
+    def _operations(self) -> list[Route]:
+        return [
+            Route("GET", "/health", self._health, "The process answers", result=Health, tag="operations"),
+            Route("GET", "/ready", self._ready, "This worker takes work", result=Ready, tag="operations"),
+            Route("GET", "/metrics", self._metrics, "For Prometheus, over all workers", result=str, tag="operations"),
+            Route("GET", "/openapi.json", self._openapi, "This description", result=dict[str, Any], tag="operations"),
+            Route(
+                "GET",
+                "/admin/nodes",
+                self._nodes,
+                "The nodes of the cluster",
+                query=Nothing,
+                result=Nodes,
+                access="admin",
+                scope="nodes",
+            ),
+        ]
+
+    async def _health(self, _call: Call[None, Nothing]) -> Health:
+        return Health()
+
+    async def _ready(self, _call: Call[None, Nothing]) -> web.StreamResponse:
+        status = self.status()
+        body = Ready(status.ready, self.name, status.why, self.settings.sessions.policy)
+        return reply(body, 200 if status.ready else 503)
+
+    async def _metrics(self, _call: Call[None, Nothing]) -> web.StreamResponse:
+        self.sampler.sample()
+        text = await asyncio.to_thread(metrics.exposition)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _openapi(self, call: Call[None, Nothing]) -> web.StreamResponse:
+        if not self._description:
+            document = describe(
+                call.request.app[ROUTES], title="Wardgate", version=VERSION, cookie=self.accounts.cookies.cookie_name
+            )
+            self._description = msgspec.json.encode(document)
+        return web.Response(body=self._description, content_type="application/json")
+
+    async def _nodes(self, _call: Call[None, Nothing]) -> "Nodes":
+        return Nodes([NodeItem(**item) for item in await self.node.info()])
+
+    def _pages(self, app: web.Application) -> None:
+        """`/docs` everywhere; the demo at `/` only in dev. Both need nothing from another host."""
+        names = {"/docs": "docs.html", **{f"/page/{n}": n for n in ("docs.js", "page.css", "icon.svg")}}
+        if self.dev:
+            names |= {"/": "index.html", **{f"/page/{n}": n for n in ("main.js", "wire.js")}}
+        for path, name in names.items():
+            app.router.add_get(path, _page(PAGE / name))
+
+    async def _secure(self, _request: web.Request, response: web.StreamResponse) -> None:
+        if response.status == 101:
+            return
+        for name, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        if not self.dev:
+            response.headers.setdefault("Strict-Transport-Security", _HSTS)
+
+
+class NodeItem(msgspec.Struct, frozen=True):
+    """One process of the cluster."""
+
+    uid: str
+    name: str
+    version: str
+    num_clients: int
+    num_users: int
+    num_channels: int
+    num_subs: int
+    uptime: int
+
+
+class Nodes(msgspec.Struct, frozen=True):
+    items: list[NodeItem]
+    next: str | None = None
+
+
+async def _started(stack: contextlib.AsyncExitStack, part: Any) -> Any:
+    """Start a part and see to its end, in that order also when `start` fails."""
+    await part.start()
+    stack.push_async_callback(part.close)
+    return part
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@web.middleware
+async def _measured(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    started = time.perf_counter()
+    response = await handler(request)
+    resource = request.match_info.route.resource
+    metrics.requests.labels(resource.canonical if resource else "", request.method, response.status).inc()
+    metrics.request_seconds.observe(time.perf_counter() - started)
+    return response
+
+
+def _allow_cross_origin(app: web.Application, origins: frozenset[str]) -> None:
+    """CORS with credentials for exactly our origins, on the routes that a browser application calls."""
+    allowed = aiohttp_cors.ResourceOptions(
+        allow_credentials=True, expose_headers=("Retry-After",), allow_headers="*", max_age=300
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, allowed))
+    for route in list(app.router.routes()):
+        path = route.resource.canonical if route.resource else ""
+        if path.startswith(("/auth/", "/admin/", "/.well-known/")):
+            cors.add(route)
+
+
+def _page(path: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    kinds = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    body, kind = path.read_bytes(), kinds[path.suffix]
+
+    async def serve(_request: web.Request) -> web.StreamResponse:
+        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": _PAGE_POLICY}
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+
+    return serve
+
+
+async def build(settings: Settings, *, node: str, dev: bool) -> App:
+    """A worker's application, not yet started. `node` is 32 hex digits, new for every process."""
+    return App(settings, node=node, dev=dev)
