@@ -18,12 +18,23 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from auth.identity import Identity
 from auth.routes import Accounts
 from config.clock import SystemClock
 from config.database import connect, open_pool
-from config.http import CURRENT, IDENTIFY, ORIGINS, ROUTES, TRUSTED, Call, Nothing, Route, mount, problems, reply
-from config.http import trusted_networks
+from config.http import (
+    CURRENT,
+    IDENTIFY,
+    ORIGINS,
+    ROUTES,
+    TRUSTED,
+    Call,
+    Nothing,
+    Route,
+    mount,
+    problems,
+    reply,
+    trusted_networks,
+)
 from config.openapi import describe
 from config.redis import Bus, Pipe, open_commands
 from config.settings import Settings
@@ -108,7 +119,7 @@ class App:
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        """Connect to the servers, join the cluster, build the routes. Raises what is away; then nothing is left open."""
+        """Connect to the servers, join the cluster, build the routes. Raises what is away, and leaves nothing open."""
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()
