@@ -1,0 +1,58 @@
+"""Metrics: the documented names are the real ones, and a sample moves each by what happened."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import prometheus_client
+import pytest
+
+from gateway import metrics
+from gateway.metrics import COUNTERS, GAUGES, Sampler, exposition
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+class Part:
+    def __init__(self, **figures: float) -> None:
+        self.now = dict(figures)
+
+    def figures(self) -> Mapping[str, float]:
+        return self.now
+
+
+def value(name: str) -> float:
+    return prometheus_client.REGISTRY.get_sample_value(name) or 0.0
+
+
+def test_the_documented_names_are_the_real_ones() -> None:
+    documented = set(re.findall(r"`(wardgate_\w+)", DOCUMENTED.read_text()))
+    real = {f"wardgate_{name}_total" for name in COUNTERS} | {f"wardgate_{name}" for name in GAUGES}
+    labelled = {"wardgate_disconnects_total", "wardgate_http_requests_total", "wardgate_http_request_seconds"}
+    assert documented == real | labelled
+
+
+def test_totals_of_all_parts_are_added_and_move_once() -> None:
+    before = value("wardgate_commands_total")
+    one, two = Part(commands=3, connections=5), Part(commands=4)
+    sampler = Sampler([one, two])
+    sampler.sample()
+    sampler.sample()
+    assert value("wardgate_commands_total") - before == 7
+    assert value("wardgate_connections") == 5
+    one.now["commands"], one.now["connections"] = 10, 2
+    sampler.sample()
+    assert value("wardgate_commands_total") - before == 14
+    assert value("wardgate_connections") == 2
+
+
+def test_a_mistyped_name_does_not_pass() -> None:
+    with pytest.raises(KeyError, match="comands"):
+        Sampler([Part(comands=1)]).sample()
+
+
+def test_the_exposition_is_text_with_our_names() -> None:
+    metrics.disconnects.labels(4501).inc()
+    text = exposition().decode()
+    assert 'wardgate_disconnects_total{code="4501"}' in text
+    assert "# HELP wardgate_lease_age_seconds" in text
