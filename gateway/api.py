@@ -155,7 +155,7 @@ class MethodError(Exception):
 
     def __init__(self, code: ErrorCode) -> None:
         super().__init__(code)
-        self.object = ErrorObject(code.value, code.message)
+        self.object = _object(code)
 
 
 Result = dict[str, Any]
@@ -346,7 +346,8 @@ def _named(channel: str) -> str:
 
 
 def _object(code: ErrorCode) -> ErrorObject:
-    return ErrorObject(code.value, code.message)
+    """The client protocol says "method not found" where this API says "not found"."""
+    return ErrorObject(code.value, "not found" if code is ErrorCode.METHOD_NOT_FOUND else code.message)
 
 
 class _Positioned(Protocol):
