@@ -1,0 +1,133 @@
+"""May this process go on? The lease as a state machine: replies in, `fresh_until` out. Pure: time is an argument.
+
+                 reply with registration and pair
+    t0 ─ sent ──────────────────────────────────────► pending (head, t0 + L) ── applied passes head ──► fresh_until
+                 without registration ──► register       (dropped by every reply that lacks either)
+                 without the pair     ──► rewind
+
+All times are the process's boottime. Not here: the statement and its connection (`renewal`), the rows (`memory`), what
+freezing means (the gateway).
+"""
+
+from collections import deque
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+
+from sessions.memory import Memory, Place
+from sessions.model import Row
+
+READER_VERSION = 1
+"""What this code can read: a row with a greater `min_version` is not applied (1d)."""
+
+PACE, HURRIED = 1.0, 0.2
+"""Seconds between renewals, and while the probe of Redis fails."""
+
+STEP = 2.0
+"""A jump of the database's clock against ours that is an alarm (11)."""
+
+_SLOW = 1.0  # a reply that took longer says too little about the other clock
+
+
+class Head(NamedTuple):
+    """The head row as a statement saw it, with the values that are the same for all processes (6c)."""
+
+    place: Place
+    era_id: str
+    lease: float  # L
+    drift: float  # d
+    chain: str
+
+
+class Unreadable(NamedTuple):
+    """A row that asks for a newer reader."""
+
+    seq: int
+    min_version: int
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the one statement of 4a answered. `now` is the database's clock; `start` identifies the server's start."""
+
+    registered: bool
+    pair: bool
+    start: float
+    now: float
+    head: Head
+    rows: tuple[Row | Unreadable, ...] = ()
+
+
+class Next(Enum):
+    """What a reply asks for."""
+
+    APPLY = "apply"  # its rows, then `settle`
+    REGISTER = "register"  # 5b
+    REWIND = "rewind"  # 4c
+
+
+class Lease:
+    """The right to go on, until `fresh_until`. Moves only forwards (4b)."""
+
+    def __init__(self) -> None:
+        self.fresh_until = 0.0
+        self.renewed_at = 0.0  # t0 of the last renewal that was granted at once or is pending
+        self.start = 0.0  # the server start that was renewed against last
+        self.since = 0.0  # when its first reply came (6b)
+        self.head: Head | None = None
+        self._pending: deque[tuple[Place, float]] = deque(maxlen=16)
+
+    def receive(self, reply: Reply, *, sent: float, arrived: float) -> Next:
+        """4b. A reply without registration or pair grants nothing and drops what was pending."""
+        if not reply.registered:
+            self._pending.clear()
+            return Next.REGISTER
+        if not reply.pair:
+            self._pending.clear()
+            return Next.REWIND
+        if reply.start != self.start:
+            self.start, self.since = reply.start, arrived
+        self.head, self.renewed_at = reply.head, sent
+        self._pending.append((reply.head.place, sent + reply.head.lease))
+        return Next.APPLY
+
+    def settle(self, memory: Memory) -> None:
+        """Grant what is due: `applied` has passed through the head that the reply named."""
+        waiting = [(place, until) for place, until in self._pending if not memory.contains(place)]
+        for place, until in self._pending:
+            if memory.contains(place):
+                self.fresh_until = max(self.fresh_until, until)
+        self._pending.clear()
+        self._pending.extend(waiting)
+
+    def settled(self, now: float) -> bool:
+        """6b: renewed against one and the same server start for L + d, so that no process lives on a lease of another."""
+        return self.head is not None and now - self.since >= self.head.lease + self.head.drift
+
+    def pause(self, *, probe_ok: bool, behind: bool) -> float:
+        """Seconds from one sending to the next: at once while rows are missing, and never more than a fifth of L."""
+        if behind:
+            return 0.0
+        length = self.head.lease if self.head is not None else 5.0
+        return min(PACE if probe_ok else HURRIED, length / 5)
+
+
+class Offset:
+    """11: the database's clock as local clock + offset, sampled at each lease. A step is held and reported."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.steps = 0
+        self.stepped = False
+
+    def sample(self, database: float, *, sent: float, arrived: float) -> None:
+        """A step of more than 2 s against what is held leaves it as it is."""
+        if arrived - sent > _SLOW and self.value is not None:
+            return
+        found = database - (sent + arrived) / 2
+        stepped = self.value is not None and abs(found - self.value) > STEP
+        if stepped and not self.stepped:
+            self.steps += 1
+        if not stepped:
+            self.value = found
+        self.stepped = stepped
