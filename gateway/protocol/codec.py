@@ -7,7 +7,11 @@ before each. WebSocket's own frames are in gateway.transports.frames; what a com
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.protocol.as_json import MAX_DEPTH, JsonCodec, is_json
+from gateway.protocol.as_protobuf import ProtobufCodec
 from gateway.protocol.commands import (
+    MAX_COMMANDS,
+    PONG,
     ClientInfo,
     Command,
     ConnectResult,
@@ -17,11 +21,7 @@ from gateway.protocol.commands import (
     SubscribePush,
 )
 
-MAX_COMMANDS = 1024
-"""Commands in one frame: eight times the default `channel_limit`, since an SDK subscribes again to all in one frame."""
-
-MAX_DEPTH = 128
-"""How deep JSON may nest, counted from the command's own brace."""
+__all__ = ["JSON", "MAX_COMMANDS", "MAX_DEPTH", "PONG", "PROTOBUF", "Codec", "is_json"]
 
 
 class Codec(Protocol):
@@ -75,10 +75,5 @@ class Codec(Protocol):
         """One frame of at least one message."""
 
 
-JSON: Codec
-PROTOBUF: Codec
-
-
-def is_json(data: bytes) -> bool:
-    """Whether `data` is one JSON value in UTF-8, at most MAX_DEPTH deep: the check at every door but `decode`."""
-    raise NotImplementedError
+JSON: Codec = JsonCodec()
+PROTOBUF: Codec = ProtobufCodec()

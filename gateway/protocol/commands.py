@@ -5,9 +5,12 @@ client's. `data`, `conn_info` and `chan_info` are bytes as they came: JSON text 
 and for Protobuf clients; b"" is absent. Offsets and ids are unsigned; a `ttl` is in whole seconds.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Raw, Struct
+
+from gateway.protocol.codes import ProtocolError
 
 if TYPE_CHECKING:
     Json = bytes
@@ -15,9 +18,15 @@ else:
     Json = Raw  # what the JSON decoder must see to leave the bytes alone; `__post_init__` makes bytes of it
 
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-U64 = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+Offset = Annotated[int, Meta(ge=0)]
 I32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+MAX_COMMANDS = 1024
+"""Commands in one frame: eight times the default `channel_limit`, since an SDK subscribes again to all in one frame."""
+
+MAX_OFFSET = 2**63 - 1
+"""Greater offsets than any stream reaches, which Redis could not take, break the protocol."""
 
 DELTAS = frozenset({"fossil"})
 """Delta types that exist; asking for another one breaks the protocol."""
@@ -28,11 +37,24 @@ class Request(Struct, gc=False):
 
     kind: ClassVar[str] = ""
 
+    def broken(self) -> str:
+        """Which rule of the protocol it breaks, "" for none. Only rules that need no state."""
+        return ""
+
+
+class ChannelRequest(Request):
+    """A request about one channel, which must be named."""
+
+    channel: str = ""
+
+    def broken(self) -> str:
+        return "" if self.channel else f"{self.kind} without a channel"
+
 
 class StreamPosition(Struct, frozen=True, gc=False):
     """A place in a channel's stream."""
 
-    offset: U64 = 0
+    offset: Offset = 0
     epoch: str = ""
 
 
@@ -47,15 +69,14 @@ class FilterNode(Struct, gc=False):
     nodes: list["FilterNode"] = []
 
 
-class SubscribeRequest(Request):
+class SubscribeRequest(ChannelRequest):
     """`type` other than 0 asks for a map or shared-poll subscription, which we do not have: 108."""
 
     kind = "subscribe"
-    channel: str = ""
     token: str = ""
     recover: bool = False
     epoch: str = ""
-    offset: U64 = 0
+    offset: Offset = 0
     data: Json = b""
     positioned: bool = False
     recoverable: bool = False
@@ -67,6 +88,13 @@ class SubscribeRequest(Request):
 
     def __post_init__(self) -> None:
         self.data = bytes(self.data)
+
+    def broken(self) -> str:
+        if self.delta and self.delta not in DELTAS:
+            return "unknown delta"
+        if self.offset > MAX_OFFSET:
+            return "offset out of range"
+        return super().broken()
 
 
 class ConnectRequest(Request):
@@ -84,17 +112,20 @@ class ConnectRequest(Request):
     def __post_init__(self) -> None:
         self.data = bytes(self.data)
 
+    def broken(self) -> str:
+        if "" in self.subs:
+            return "subs without a channel"
+        return "offset out of range" if any(sub.offset > MAX_OFFSET for sub in self.subs.values()) else ""
 
-class UnsubscribeRequest(Request):
+
+class UnsubscribeRequest(ChannelRequest):
     kind = "unsubscribe"
-    channel: str = ""
 
 
-class PublishRequest(Request):
+class PublishRequest(ChannelRequest):
     """`type` other than 0 asks for a map, which we do not have: 108. Without data: 107."""
 
     kind = "publish"
-    channel: str = ""
     data: Json = b""
     type: I32 = 0
 
@@ -102,24 +133,26 @@ class PublishRequest(Request):
         self.data = bytes(self.data)
 
 
-class PresenceRequest(Request):
+class PresenceRequest(ChannelRequest):
     kind = "presence"
-    channel: str = ""
 
 
-class PresenceStatsRequest(Request):
+class PresenceStatsRequest(ChannelRequest):
     kind = "presence_stats"
-    channel: str = ""
 
 
-class HistoryRequest(Request):
+class HistoryRequest(ChannelRequest):
     """`limit` 0 asks for the position alone, -1 for as much as the server gives."""
 
     kind = "history"
-    channel: str = ""
     limit: I32 = 0
     since: StreamPosition | None = None
     reverse: bool = False
+
+    def broken(self) -> str:
+        if self.since is not None and self.since.offset > MAX_OFFSET:
+            return "offset out of range"
+        return super().broken()
 
 
 class RpcRequest(Request):
@@ -145,10 +178,12 @@ class RefreshRequest(Request):
     kind = "refresh"
     token: str = ""
 
+    def broken(self) -> str:
+        return "" if self.token else "refresh without a token"
 
-class SubRefreshRequest(Request):
+
+class SubRefreshRequest(ChannelRequest):
     kind = "sub_refresh"
-    channel: str = ""
     token: str = ""
 
 
@@ -161,6 +196,24 @@ class Command(Struct, gc=False):
     @property
     def kind(self) -> str:
         return "pong" if self.request is None else self.request.kind
+
+
+PONG = Command(0, None)
+
+
+def command(id: int, requests: Sequence[Request]) -> Command:
+    """What both forms make of a command that could be read: ProtocolError unless it is one method with its id."""
+    if len(requests) != 1:
+        if requests or id:
+            raise ProtocolError("several methods" if requests else "id without a method")
+        return PONG
+    request = requests[0]
+    if id == 0 and type(request) is not SendRequest:
+        raise ProtocolError("method without an id")
+    broken = request.broken()
+    if broken:
+        raise ProtocolError(broken)
+    return Command(id, request)
 
 
 class ClientInfo(Struct, gc=False):
