@@ -33,6 +33,13 @@ class RefreshRefused(Problem):
         super().__init__("unauthenticated", "this refresh token is not valid")
 
 
+class ExternalRefused(Problem):
+    """An external token whose user id or session is not its issuer's to name. On a socket: invalid token (3500)."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("unauthenticated", detail)
+
+
 class Stale(Problem):
     """The subject is gone, or its credential version moved on while the password was checked."""
 

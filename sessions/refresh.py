@@ -1,4 +1,4 @@
-"""Refresh tokens: how one is written, what its key is sealed with, what presenting one means. Pure: no I/O, no clock.
+"""Refresh tokens: how one is written, and what presenting one means. Pure: no I/O, no clock.
 
 A token is `version | sid | counter | HMAC(session key, those)`; there is no table of tokens. The row of the session has
 its key (sealed with one that is not in the database) and the counter of the generation that may renew.
@@ -8,14 +8,8 @@ import hashlib
 import hmac
 import os
 import uuid
-from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from config.http import address_prefix
 from sessions.errors import RefreshRefused
@@ -28,7 +22,6 @@ SLACK = 1.0
 
 _PREFIX = "wgr_"  # so that a scanner for leaked secrets can name what it found
 _VERSION = b"\x01"
-_SEAL = b"\x01"
 _MAC_LABEL = b"wardgate refresh token\x00"
 _MAX = (1 << 63) - 1
 
@@ -105,31 +98,3 @@ def judge(presented: int, row: Generation, client: bytes, now: float) -> Verdict
 def client_binding(user_agent: str, address: str) -> bytes:
     """Who got a generation: the same program from the same address (IPv6: /64)."""
     return hashlib.sha256(f"{address_prefix(address)}\x00{user_agent}".encode(errors="replace")).digest()[:16]
-
-
-class Sealer:
-    """Session keys at rest: AES-256-GCM under keys derived from `sessions.secret_key` and the ones before it.
-
-    A dump of the database alone forges nothing. Each sealed key is bound to its sid.
-    """
-
-    def __init__(self, secret: str, previous: Sequence[str] = ()) -> None:
-        self._ciphers = [AESGCM(_derive(s)) for s in (secret, *previous)]
-
-    def seal(self, sid: str, key: bytes) -> bytes:
-        nonce = os.urandom(12)
-        return _SEAL + nonce + self._ciphers[0].encrypt(nonce, key, sid.encode())
-
-    def unseal(self, sid: str, sealed: bytes) -> tuple[bytes, bool]:
-        """The key, and whether the current secret sealed it (else: seal it again). RefreshRefused when none did."""
-        if sealed[:1] == _SEAL:
-            for n, cipher in enumerate(self._ciphers):
-                try:
-                    return cipher.decrypt(sealed[1:13], sealed[13:], sid.encode()), n == 0
-                except InvalidTag:
-                    continue
-        raise RefreshRefused
-
-
-def _derive(secret: str) -> bytes:
-    return HKDF(SHA256(), 32, salt=None, info=b"wardgate session keys v1").derive(secret.encode())

@@ -5,24 +5,42 @@ What a session *is* stands in `model`, the SQL in `store`, refresh tokens in `re
 (`Revocations.database_now`), which a step of a clock does not move.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
+import structlog
 
 from config.clock import Clock
 from config.database import Connection, Pool
+from config.http import Problem
+from config.sealing import Sealer, Unsealable
 from config.settings import Sessions as Policy
-from sessions.model import Ended, Reading, Session, Standing
+from config.tasks import Tasks
+from sessions import audit, external, ids, refresh, store
+from sessions.activity import Activity
+from sessions.batches import Batch
+from sessions.cache import Cache
+from sessions.errors import RefreshRefused, SessionEnded, Stale, Unavailable, translated
+from sessions.external import External, text
+from sessions.model import DISABLED, EXPIRED, REPLACED, REVOKED, Ended, Kind, Reading, Session, Standing
+from sessions.refresh import Generation, Presented
+from sessions.revocations import Again, Entry, Revocations, Verdict, Writing
 
-if TYPE_CHECKING:
-    from sessions.revocations import Revocations, Writing
+CACHED = 10_000
+CACHED_FOR = 60.0
+MONTHS_EVERY = 6 * 3600.0
+ENDED_AT_ONCE = 2000
+
+log = structlog.get_logger(__name__)
 
 
 class Opened(msgspec.Struct, frozen=True):
     """A login: its session with the position it was born at, and the one secret that its client gets.
 
-    `secret`: the cookie's value ("cookie"); `refresh_token` ("token"). The other is "".
+    `secret`: the cookie's value ("cookie"); `refresh_token` ("token"). The other is "". `replaced`: sids that ended.
     """
 
     reading: Reading
@@ -38,35 +56,63 @@ class Refreshed(msgspec.Struct, frozen=True):
     refresh_token: str
 
 
-class External(msgspec.Struct, frozen=True):
-    """What an external issuer's verified token says of its session.
+class Actor(msgspec.Struct, frozen=True):
+    """A user who acts on their own sessions, through the session `sid`."""
 
-    `issuer` is "" for `client.token`, else the issuer's name; `subject` is the user id as it will be known
-    (`<name>:<sub>` for a named issuer). `sid`, `jti`, `iat` as the token has them; `token_hash` is SHA-256 of all of it.
-    """
-
-    issuer: str
     subject: str
-    token_hash: bytes
-    sid: str = ""
-    jti: str = ""
-    iat: float | None = None
-    device: str = ""
+    sid: str
     address: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"user:{self.subject}"
 
 
 class Sessions:
     """One a process. `start` before use, `close` at the end (writes what is still pending of `seen`)."""
 
-    def __init__(self, pool: Pool, revocations: "Revocations", policy: Policy, *, clock: Clock) -> None: ...
+    def __init__(self, pool: Pool, revocations: Revocations, policy: Policy, *, clock: Clock) -> None:
+        self._pool = pool
+        self._revocations = revocations
+        self._policy = policy
+        self._clock = clock
+        self._sealer = Sealer(
+            policy.secret_key.get_secret_value().encode(),
+            [key.get_secret_value().encode() for key in policy.previous_secret_keys],
+            purpose="session keys",
+        )
+        self._secrets: Batch[bytes, Reading] = Batch(self._load_secrets)
+        self._sids: Batch[str, Reading] = Batch(self._load_sids)
+        self._sights: Batch[store.Sight, Reading] = Batch(self._load_sights)
+        self._by_secret: Cache[bytes] = Cache(size=CACHED, age=CACHED_FOR)
+        self._by_sight: Cache[str] = Cache(size=CACHED, age=CACHED_FOR)
+        self._activity = Activity(self._touch)
+        self._tasks = Tasks()
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        self._tasks.keep("sessions: audit months", self._keep_months)
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Write what is pending; whoever still waits for a reading is cancelled."""
+        await self._tasks.close()
+        try:
+            await self._activity.close()
+        except Unavailable:
+            log.warning("last_seen_not_written")
+        for batch in (self._secrets, self._sids, self._sights):
+            await batch.close()
+
+    async def _keep_months(self) -> None:
+        while True:
+            with translated():
+                await audit.make_months(self._pool)
+            await asyncio.sleep(MONTHS_EVERY)
+
+    # -- logins
 
     async def open(
         self,
-        writing: "Writing",
+        writing: Writing,
         subject: str,
         *,
         credential_version: int,
@@ -78,48 +124,358 @@ class Sessions:
     ) -> Opened:
         """A login, in the caller's transaction (2a): subject locked, version and state demanded, then the head read.
 
-        The cap is exact: what goes beyond `max_per_user` of the user's own logins ends with 4503, oldest first, and so
-        does `replaces`, the session of the cookie that came with the login. Raises `Stale` when the subject is gone or
-        its version is another by now, SessionEnded (4502) when it is disabled.
+        `kind` is "cookie" or "token". The cap is exact: what goes beyond `max_per_user` of the user's own logins ends
+        with 4503, oldest first, and so does `replaces`, the session of the cookie that came with the login. Raises
+        Stale when the subject is gone or its version is another by now, SessionEnded (4502) when it is disabled.
         """
-        raise NotImplementedError
+        with translated():
+            user = await store.subject(writing.connection, subject, lock=True)
+            if user is None or user.credential_version != credential_version:
+                raise Stale
+            if not user.active:
+                raise SessionEnded(Ended(DISABLED))
+            position = await writing.head()
+            now = self._revocations.database_now()
+            replaced = await self._make_room(writing, subject, replaces, now)
+            sid, key = ids.new_sid(self._clock.wall()), refresh.new_key()
+            secret = ids.new_secret() if kind == "cookie" else ""
+            session = Session(
+                sid,
+                user,
+                kind,
+                "",
+                position.seq,
+                now,
+                now,
+                now + self._policy.absolute,
+                self._policy.idle,
+                text(device),
+                text(address),
+            )
+            await store.insert_login(
+                writing.connection,
+                store.Login(
+                    sid,
+                    subject,
+                    kind,
+                    position.seq,
+                    ids.secret_hash(secret),
+                    self._sealer.seal(key, sid) if kind == "token" else None,
+                    session.device,
+                    session.address,
+                    now,
+                    self._policy.absolute,
+                    self._policy.idle,
+                    aal,
+                ),
+            )
+            await audit.append(
+                writing.connection,
+                "session.opened",
+                actor=f"user:{subject}",
+                target=f"session:{sid}",
+                sid=sid,
+                address=session.address,
+                detail={"kind": kind, "replaced": replaced},
+            )
+        token = refresh.write(key, sid, 1) if kind == "token" else ""
+        return Opened(Reading(session, position, now), secret, token, tuple(replaced))
+
+    async def _make_room(self, writing: Writing, subject: str, replaces: str, now: float) -> list[str]:
+        replaced = []
+        if replaces:
+            old = (await store.by_sids(writing.connection, [replaces])).get(replaces)
+            if old is not None and old.session.over(now) is None:
+                replaced.append(replaces)
+        surplus = await store.surplus(writing.connection, subject, keep=self._policy.max_per_user - 1, now=now)
+        replaced += [sid for sid in surplus if sid != replaces]
+        for sid in replaced:
+            writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REPLACED))
+        return replaced
+
+    # -- reading
 
     async def by_secret(self, secret: str) -> Reading | None:
         """The session of a cookie, live or over; None for a secret that is nobody's. Cached, judged on every hit."""
-        raise NotImplementedError
+        digest = ids.secret_hash(secret)
+        if digest is None:
+            return None
+        kept = self._by_secret.get(digest, self._clock.now())
+        if kept is not None and self._usable(kept):
+            return kept
+        asked = self._clock.now()
+        reading = await self._secrets(digest)
+        if reading is None:
+            self._by_secret.drop(digest)
+        else:
+            self._by_secret.put(digest, reading, asked)
+        return reading
 
     async def by_sid(self, sid: str, *, connection: Connection | None = None) -> Reading | None:
-        """The session as PostgreSQL has it now, live or over. With `connection` (the lease's, 9b) on that one, alone."""
-        raise NotImplementedError
+        """The session as PostgreSQL has it now, live or over. With `connection` (the lease's, 9b) on that one."""
+        if not ids.is_sid(sid):
+            return None
+        if connection is not None:
+            return (await store.by_sids(connection, [sid])).get(sid)
+        return await self._sids(sid)
 
     async def external(self, token: External, *, connection: Connection | None = None) -> Reading:
-        """The session of an external token, made on first sight."""
-        raise NotImplementedError
+        """The session of an external token, made on first sight; live or over. ExternalRefused when it cannot have one.
 
-    def ended(self, reading: Reading) -> Ended | None:
-        """Why this session is over now, by what was read and by memory since; raises BelowFloor (read again)."""
-        raise NotImplementedError
+        `connection`: read (and make) it on that one, alone.
+        """
+        sight = external.sight(token)
+        if connection is not None:
+            return external.of_sight(sight, await self._meet(connection, sight))
+        kept = self._by_sight.get(sight.sid, self._clock.now())
+        if kept is not None and self._usable(kept):
+            return external.of_sight(sight, kept)
+        asked = self._clock.now()
+        reading = None
+        for _ in range(3):  # what another transaction was making just then is there by the next
+            reading = await self._sights(sight)
+            if reading is not None:
+                break
+        reading = external.of_sight(sight, reading)
+        self._by_sight.put(sight.sid, reading, asked)
+        return reading
+
+    async def read_again(self, sid: str) -> Reading | None:
+        """9b: the session on the lease's connection, at or above the floor. Problem `frozen` without a lease."""
+        return await self._revocations.read_current(lambda connection: self.by_sid(sid, connection=connection))
+
+    def _usable(self, reading: Reading) -> bool:
+        """Memory reaches back to it, its roles are current, and no natural end is due that others may have moved."""
+        verdict = self.judge(reading)
+        return verdict is None or (isinstance(verdict, Ended) and verdict.code != EXPIRED)
+
+    async def _load_secrets(self, hashes: Sequence[bytes]) -> Mapping[bytes, Reading]:
+        with translated():
+            return await store.by_secret_hashes(self._pool, hashes)
+
+    async def _load_sids(self, sids: Sequence[str]) -> Mapping[str, Reading]:
+        with translated():
+            return await store.by_sids(self._pool, sids)
+
+    async def _load_sights(self, sights: Sequence[store.Sight]) -> Mapping[store.Sight, Reading]:
+        # One row a sid: two tokens of one session that come in one turn are one sight, the older one's.
+        distinct = {sight.sid: sight for sight in sorted(sights, key=lambda s: s.iat or 0.0, reverse=True)}
+        with translated():
+            found = await self._meet_all(self._pool, list(distinct.values()))
+        return {sight: found[sight.sid] for sight in sights if sight.sid in found}
+
+    async def _meet(self, connection: Connection, sight: store.Sight) -> Reading | None:
+        with translated():
+            for _ in range(3):
+                found = await self._meet_all(connection, [sight])
+                if found:
+                    return found[sight.sid]
+        return None
+
+    async def _meet_all(self, connection: store.Executor, sights: Sequence[store.Sight]) -> Mapping[str, Reading]:
+        return await store.meet(
+            connection,
+            sights,
+            now=self._revocations.database_now(),
+            absolute=self._policy.absolute,
+            idle=self._policy.idle,
+        )
+
+    # -- judging
+
+    def judge(self, reading: Reading) -> Verdict:
+        """Whether this session is over now: by what was read, by the clock, and by memory since. None: live."""
+        session = reading.session
+        ended = session.over(self._revocations.database_now())
+        if ended is not None:
+            return ended
+        return self._revocations.judge(session.sid, session.subject.id, session.born, reading.position)
 
     async def admit(self, reading: Reading) -> Reading:
         """The reading, or a newer one, as live *now*; SessionEnded otherwise. For HTTP; a connect has its own block."""
-        raise NotImplementedError
+        for _ in range(3):
+            verdict = self.judge(reading)
+            if verdict is None:
+                return reading
+            if isinstance(verdict, Ended):
+                raise SessionEnded(verdict)
+            newer = await self.read_again(reading.session.sid)
+            if newer is None:  # a failover lost its login
+                raise Problem("unauthenticated", "there is no such session")
+            reading = newer
+        raise Problem("frozen", retry_after=1)
 
     def standing(self, reading: Reading, **more: Any) -> Standing:
         """What a connection of this session is held to; `more` are Standing's own fields."""
-        raise NotImplementedError
+        session = reading.session
+        return Standing(
+            session.sid,
+            session.subject.id,
+            session.born,
+            reading.position,
+            session.kind,
+            **{
+                "roles": session.subject.roles,
+                "issuer": session.issuer,
+                "expires_at": session.expires_at,
+                "idle": session.idle,
+                **more,
+            },
+        )
+
+    # -- refresh
 
     async def refresh(self, token: str, client: bytes) -> Refreshed:
-        """Renew by a refresh token (security.md). RefreshRefused for what is none of ours, SessionEnded for theft."""
-        raise NotImplementedError
+        """Renew by a refresh token. `client` is `refresh.client_binding` of whoever presents it.
+
+        RefreshRefused for what is none of ours; SessionEnded when the session is over, and for theft, which ends it.
+        The position is the one of the statement that read session and head.
+        """
+        presented = refresh.read(token)
+        with translated():
+            async with self._revocations.writing(actor="system") as writing:
+                outcome = await self._renew(writing, presented, client)
+        if isinstance(outcome, Ended):  # raised only now: the block's end committed it
+            raise SessionEnded(outcome)
+        return outcome
+
+    async def _renew(self, writing: Writing, presented: Presented, client: bytes) -> Refreshed | Ended:
+        row = await store.lock_renewable(writing.connection, presented.sid)
+        key = self._unsealed(row, presented.sid)
+        if row is None or not presented.genuine(key):
+            raise RefreshRefused
+        verdict = self.judge(row.reading)
+        if isinstance(verdict, Ended):
+            raise SessionEnded(verdict)
+        if verdict is Again.BELOW_FLOOR:
+            raise Problem("frozen", retry_after=1)
+        now = self._revocations.database_now()
+        match refresh.judge(presented.counter, row.generation, client, now):
+            case refresh.Verdict.RENEW:
+                return await self._next(writing.connection, row, key, Generation(presented.counter + 1, now, client))
+            case refresh.Verdict.REPEAT:
+                return Refreshed(row.reading, refresh.write(key, presented.sid, row.generation.counter))
+        return await self._stolen(writing, row, presented)
+
+    async def _next(
+        self, connection: Connection, row: store.Renewable, key: bytes, generation: Generation
+    ) -> Refreshed:
+        sid, sealed = row.reading.session.sid, row.sealed_key or b""
+        if not self._sealer.current(sealed):
+            sealed = self._sealer.seal(key, sid)
+        await store.renew(connection, sid, generation, sealed)
+        seen = msgspec.structs.replace(row.reading.session, last_seen_at=generation.rotated_at or 0.0)
+        return Refreshed(row.reading._replace(session=seen), refresh.write(key, sid, generation.counter))
+
+    async def _stolen(self, writing: Writing, row: store.Renewable, presented: Presented) -> Ended:
+        session = row.reading.session
+        writing.append(Entry(kind=Kind.SESSION, sid=session.sid, code=REVOKED, reason="token_reuse"))
+        await audit.append(
+            writing.connection,
+            "session.token_reuse",
+            actor="system",
+            target=f"session:{session.sid}",
+            detail={"user": session.subject.id, "presented": presented.counter, "current": row.generation.counter},
+        )
+        log.warning("refresh_token_reuse", sid=session.sid, user=session.subject.id)
+        return Ended(REVOKED, "token_reuse", at=self._revocations.database_now())
+
+    def _unsealed(self, row: store.Renewable | None, sid: str) -> bytes:
+        if row is None or row.sealed_key is None:
+            raise RefreshRefused
+        try:
+            return self._sealer.open(row.sealed_key, sid)
+        except Unsealable:
+            log.warning("session_key_not_unsealed", sid=sid)
+            raise RefreshRefused from None
+
+    # -- activity
 
     def seen(self, sid: str, idle: float) -> None:
         """Activity of a session; cheap, written at most once a tenth of `idle`, many in one statement."""
-        raise NotImplementedError
+        self._activity.note(sid, idle, self._clock.now(), self._revocations.database_now)
+
+    async def flush(self) -> None:
+        """Write what `seen` gathered, now."""
+        await self._activity.flush()
+
+    async def _touch(self, seen: Mapping[str, float]) -> None:
+        with translated():
+            await store.touch(self._pool, seen)
+
+    # -- listing and ending
+
+    async def page(
+        self, by: store.Filter, *, limit: int, after: store.Cursor | None = None
+    ) -> tuple[list[Session], store.Cursor | None]:
+        """Live sessions, newest first, and the cursor of the next page."""
+        with translated():
+            return await store.page(self._pool, by, now=self._revocations.database_now(), limit=limit, after=after)
 
     async def of_subject(self, subject: str) -> Sequence[Session]:
-        """The user's live sessions, newest first."""
-        raise NotImplementedError
+        """The user's live sessions, newest first, at most 200."""
+        items, _ = await self.page(store.Filter(subject=subject), limit=200)
+        return items
 
+    async def count(self, subject: str = "") -> int:
+        """How many sessions are live, of one subject or of all."""
+        with translated():
+            return await store.count_live(self._pool, now=self._revocations.database_now(), subject=subject)
 
-Connections = Callable[[Sequence[str]], Any]
-"""Live connections by sid (at most 1 s old): `await connections(sids) -> Mapping[str, int]`."""
+    async def end_one(self, by: Actor, sid: str) -> bool:
+        """End one of the actor's own sessions; False when there is none such. Ending what is over changes nothing."""
+        async with self._ending(by) as (writing, live):
+            if sid in live:
+                await self._end(writing, by, [sid], "ended_by_user")
+                return True
+            return ids.is_sid(sid) and await store.owns(writing.connection, by.subject, sid)
+
+    async def end_others(self, by: Actor) -> None:
+        """End all of the actor's sessions but the one that acts."""
+        async with self._ending(by) as (writing, live):
+            await self._end(writing, by, [sid for sid in live if sid != by.sid], "ended_by_user")
+
+    async def end_all(self, by: Actor) -> None:
+        """End all of the actor's sessions, this one too, and those that nobody has seen yet."""
+        async with self._ending(by) as (writing, _):
+            writing.append(Entry(kind=Kind.USER, subject=by.subject, code=REVOKED, reason="ended_by_user"))
+            await audit.append(
+                writing.connection,
+                "session.all_ended",
+                actor=by.name,
+                target=by.name,
+                sid=by.sid,
+                address=by.address,
+                detail={"reason": "ended_by_user"},
+            )
+
+    async def logout(self, by: Actor) -> None:
+        """End the session that acts."""
+        async with self._ending(by) as (writing, _):
+            await self._end(writing, by, [by.sid], "logout")
+
+    @asynccontextmanager
+    async def _ending(self, by: Actor) -> AsyncIterator[tuple[Writing, Sequence[str]]]:
+        """A transaction of the actor's (7e), with the sids of their live sessions, all of them locked: the subject
+        first, then the sessions in order. Once it is left the ends are committed and applied here (8b)."""
+        with translated():
+            async with self._revocations.writing(actor=by.name) as writing:
+                await store.subject(writing.connection, by.subject, lock=True)
+                live = await store.lock_live(
+                    writing.connection, by.subject, now=self._revocations.database_now(), limit=ENDED_AT_ONCE
+                )
+                await writing.require_live(by.sid)
+                yield writing, live
+
+    async def _end(self, writing: Writing, by: Actor, sids: Sequence[str], reason: str) -> None:
+        for sid in sids:
+            writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REVOKED, reason=reason))
+            await audit.append(
+                writing.connection,
+                "session.ended",
+                actor=by.name,
+                target=f"session:{sid}",
+                sid=by.sid,
+                address=by.address,
+                detail={"reason": reason},
+            )

@@ -1,29 +1,392 @@
 """The SQL of sessions and subjects: every statement has a name and says what it reads and what it locks.
 
-Nothing here decides. One lock order everywhere: subjects, then sessions (each in the order of their ids), then the head.
+Nothing here decides. One lock order everywhere: subjects, then sessions (by id), then the head of the log. `now` is the
+caller's reading of the database's clock: the process holds it against steps, `clock_timestamp()` does not.
 """
 
-from config.database import Connection
-from sessions.model import Subject
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from config.database import Connection, Pool
+from sessions.model import Ended, Position, Reading, Session, Subject
+from sessions.refresh import Generation
+
+Executor = Connection | Pool
 
 
-async def subject(connection: Connection, id: str, *, lock: bool = False) -> Subject | None:
-    """The subject; with `lock` its row is held until the transaction's end."""
-    raise NotImplementedError
+# -- subjects
 
 
-async def create_subject(connection: Connection, id: str, roles: tuple[str, ...] = ()) -> None:
+async def subject(connection: Executor, id: str, *, lock: bool = False) -> Subject | None:
+    """The subject; with `lock` its row is held until the transaction's end (FOR NO KEY UPDATE: inserts that only refer
+    to it go on)."""
+    record = await connection.fetchrow(_SUBJECT + ("FOR NO KEY UPDATE" if lock else ""), id)
+    return None if record is None else _subject(record)
+
+
+_SUBJECT = "SELECT id, state = 'active' AS active, credential_version, roles FROM subjects WHERE id = $1 "
+
+
+async def create_subject(connection: Executor, id: str, roles: Iterable[str] = ()) -> None:
     """A new active subject with credential version 1."""
-    raise NotImplementedError
+    await connection.execute("INSERT INTO subjects (id, roles) VALUES ($1, $2)", id, list(roles))
 
 
 async def change_subject(
-    connection: Connection, id: str, *, active: bool | None = None, roles: tuple[str, ...] | None = None
+    connection: Executor, id: str, *, active: bool | None = None, roles: Iterable[str] | None = None
 ) -> Subject | None:
     """Set what is given; the row is locked from then on. Ending sessions and telling others is the caller's (log)."""
-    raise NotImplementedError
+    state = None if active is None else "active" if active else "disabled"
+    record = await connection.fetchrow(_CHANGE_SUBJECT, id, state, None if roles is None else list(roles))
+    return None if record is None else _subject(record)
 
 
-async def bump_credential_version(connection: Connection, id: str) -> int:
-    """A password changed: logins that verified the old one will not open a session. Returns the new version."""
-    raise NotImplementedError
+_CHANGE_SUBJECT = """
+UPDATE subjects SET state = coalesce($2, state), roles = coalesce($3::text[], roles) WHERE id = $1
+RETURNING id, state = 'active' AS active, credential_version, roles
+"""
+
+
+async def bump_credential_version(connection: Executor, id: str) -> int:
+    """A password changed: a login that verified the old one will not open a session. Returns the new version."""
+    version: int = await connection.fetchval(_BUMP, id)
+    return version
+
+
+_BUMP = "UPDATE subjects SET credential_version = credential_version + 1 WHERE id = $1 RETURNING credential_version"
+
+
+# -- reading: session, subject, head and the database's time in one statement (9a)
+
+
+def _epoch(column: str) -> str:
+    return f"extract(epoch FROM {column})::float8"
+
+
+def _first(mark: str, subject: str, everyone: str) -> str:
+    """What the row that ended it left: as a mark on the session, on its subject, or only in the log."""
+    return f"""
+    CASE WHEN s.ended_code IS NOT NULL THEN {mark} WHEN s.born < u.revoked_below THEN {subject} ELSE {everyone} END"""
+
+
+# Why PostgreSQL says that a session is over, by position (2a). The mark comes first: it names the row that came first.
+_ENDED = ",".join(
+    (
+        _first("s.ended_code", "coalesce(u.revoked_code, 4501)", "e.code") + "::int AS ended_code",
+        _first("s.ended_reason", "u.revoked_reason", "e.reason") + " AS ended_reason",
+        _first("s.ended_message", "u.revoked_message", "e.message") + " AS ended_message",
+        _first(_epoch("s.ended_at"), _epoch("u.revoked_at"), _epoch("e.at")) + " AS ended_at",
+    )
+)
+
+_EVERYONE = "LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true"
+
+_SESSION = f"""
+    s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address,
+    {_epoch("s.created_at")} AS created_at, {_epoch("s.last_seen_at")} AS last_seen_at,
+    {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS created_us,
+    u.state = 'active' AS active, u.credential_version, u.roles, {_ENDED},
+    h.seq AS head, h.era_id AS era, {_epoch("clock_timestamp()")} AS now"""
+
+
+def _read(sessions: str = "sessions", subjects: str = "subjects", more: str = "") -> str:
+    return f"""
+SELECT {_SESSION}{more}
+FROM {sessions} s JOIN {subjects} u ON u.id = s.subject CROSS JOIN revocation_head h {_EVERYONE}
+"""  # noqa: S608 - constants of this module
+
+
+_LIVE = """
+    s.ended_code IS NULL AND s.born >= u.revoked_below AND e.code IS NULL AND u.state = 'active'
+    AND s.expires_at > to_timestamp($1) AND s.last_seen_at + s.idle_seconds * interval '1 second' > to_timestamp($1)"""
+
+
+async def by_secret_hashes(connection: Executor, hashes: Sequence[bytes]) -> Mapping[bytes, Reading]:
+    """The sessions of cookies."""
+    records = await connection.fetch(_BY_SECRET_HASHES, hashes)
+    return {record["secret_hash"]: _reading(record) for record in records}
+
+
+_BY_SECRET_HASHES = _read() + "WHERE s.secret_hash = ANY($1::bytea[])"
+
+
+async def by_sids(connection: Executor, sids: Sequence[str]) -> Mapping[str, Reading]:
+    """Sessions of any kind."""
+    return {record["sid"]: _reading(record) for record in await connection.fetch(_BY_SIDS, sids)}
+
+
+_BY_SIDS = _read() + "WHERE s.sid = ANY($1::text[])"
+
+
+class Cursor(NamedTuple):
+    """Where a page ended: created_at in microseconds, and the sid."""
+
+    created_us: int
+    sid: str
+
+
+class Filter(NamedTuple):
+    """What is listed: "" means any. With a `sid` the session is shown even when it is over."""
+
+    subject: str = ""
+    sid: str = ""
+    issuer: str | None = None
+
+
+async def page(
+    connection: Executor, by: Filter, *, now: float, limit: int, after: Cursor | None = None
+) -> tuple[list[Session], Cursor | None]:
+    """Sessions that are live at `now`, newest first; with the cursor of the next page when there is more."""
+    text, values = _page(by, after)
+    records = await connection.fetch(text, now, limit + 1, *values)
+    items = [_reading(record).session for record in records[:limit]]
+    last = records[limit - 1] if len(records) > limit else None
+    return items, None if last is None else Cursor(last["created_us"], last["sid"])
+
+
+def _page(by: Filter, after: Cursor | None) -> tuple[str, list[Any]]:
+    values: list[Any] = []
+    where = ["$1::float8 IS NOT NULL" if by.sid else _LIVE]
+    wanted = {"s.subject = {}": by.subject or None, "s.sid = {}": by.sid or None, "s.issuer = {}": by.issuer}
+    for condition, value in wanted.items():
+        if value is not None:
+            values.append(value)
+            where.append(condition.format(f"${len(values) + 2}::text"))
+    if after is not None:
+        n = len(values) + 3
+        where.append(f"(s.created_at, s.sid) < (timestamptz 'epoch' + ${n}::bigint * interval '1 us', ${n + 1}::text)")
+        values += [*after]
+    order = "ORDER BY s.created_at DESC, s.sid DESC LIMIT $2::bigint"
+    return f"{_read()} WHERE {' AND '.join(where)} {order}", values
+
+
+async def count_live(connection: Executor, *, now: float, subject: str = "") -> int:
+    """How many sessions are live, of one subject or of all."""
+    count: int = await connection.fetchval(_COUNT_LIVE, now, subject)
+    return count
+
+
+_COUNT_LIVE = f"""
+SELECT count(*) FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
+WHERE {_LIVE} AND ($2::text = '' OR s.subject = $2)
+"""  # noqa: S608 - constants of this module
+
+
+# -- logins
+
+
+async def surplus(connection: Connection, subject: str, *, keep: int, now: float) -> list[str]:
+    """The live logins of a locked subject beyond the newest `keep`, oldest last. External sessions are not logins here:
+    their issuer counts them."""
+    return [record["sid"] for record in await connection.fetch(_SURPLUS, now, subject, keep)]
+
+
+_SURPLUS = f"""
+SELECT s.sid FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
+WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external'
+ORDER BY s.born DESC, s.created_at DESC, s.sid DESC OFFSET $3::bigint
+"""  # noqa: S608 - constants of this module
+
+
+class Login(NamedTuple):
+    """A row to insert, as `insert_login` takes it."""
+
+    sid: str
+    subject: str
+    kind: str
+    born: int
+    secret_hash: bytes | None
+    refresh_key: bytes | None
+    device: str
+    address: str
+    now: float
+    absolute: float
+    idle: float
+    aal: int
+
+
+async def insert_login(connection: Connection, login: Login) -> None:
+    """A new session of our own; its refresh tokens start at generation 1."""
+    await connection.execute(_INSERT_LOGIN, *login)
+
+
+_INSERT_LOGIN = """
+INSERT INTO sessions (sid, subject, kind, born, secret_hash, refresh_key, refresh_counter, device, address,
+                      created_at, last_seen_at, auth_time, expires_at, idle_seconds, aal)
+VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $6::bytea IS NULL THEN 0 ELSE 1 END, $7, $8,
+        to_timestamp($9), to_timestamp($9), to_timestamp($9), to_timestamp($9::float8 + $10::float8), $11, $12)
+"""
+
+
+async def owns(connection: Connection, subject: str, sid: str) -> bool:
+    """Whether this session, live or over, is the subject's."""
+    return await connection.fetchval(_OWNS, subject, sid) is not None
+
+
+_OWNS = "SELECT true FROM sessions WHERE subject = $1 AND sid = $2"
+
+
+async def lock_live(connection: Connection, subject: str, *, now: float, limit: int) -> list[str]:
+    """The sids of a subject's live sessions of every kind, their rows locked in this order."""
+    return [record["sid"] for record in await connection.fetch(_LOCK_LIVE, now, subject, limit)]
+
+
+_LOCK_LIVE = f"""
+SELECT s.sid FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
+WHERE {_LIVE} AND s.subject = $2 ORDER BY s.sid LIMIT $3 FOR NO KEY UPDATE OF s
+"""  # noqa: S608 - constants of this module
+
+
+# -- refresh
+
+
+class Renewable(NamedTuple):
+    """A locked session with what its refresh tokens are judged by."""
+
+    reading: Reading
+    sealed_key: bytes | None
+    generation: Generation
+
+
+async def lock_renewable(connection: Connection, sid: str) -> Renewable | None:
+    """Locks the session's row: of 20 parallel refreshes each sees what the one before it made. The head is the one of
+    this statement's start, so a position that comes from it is never too new."""
+    record = await connection.fetchrow(_LOCK_RENEWABLE, sid)
+    if record is None:
+        return None
+    generation = Generation(record["refresh_counter"], record["rotated_at"], record["refresh_client"] or b"")
+    return Renewable(_reading(record), record["refresh_key"], generation)
+
+
+_LOCK_RENEWABLE = (
+    _read(
+        more=f""", s.refresh_key, s.refresh_counter, s.refresh_client,
+    {_epoch("s.refresh_rotated_at")} AS rotated_at"""
+    )
+    + "WHERE s.sid = $1 FOR NO KEY UPDATE OF s"
+)
+
+
+async def renew(connection: Connection, sid: str, generation: Generation, sealed_key: bytes) -> None:
+    """A new generation; renewing is activity."""
+    await connection.execute(_RENEW, sid, generation.counter, generation.rotated_at, generation.client, sealed_key)
+
+
+_RENEW = """
+UPDATE sessions SET refresh_counter = $2, refresh_rotated_at = to_timestamp($3), refresh_client = $4, refresh_key = $5,
+                    last_seen_at = greatest(last_seen_at, to_timestamp($3))
+WHERE sid = $1
+"""
+
+
+# -- activity
+
+
+async def touch(connection: Executor, seen: Mapping[str, float]) -> None:
+    """last_seen_at of many sessions, never backwards. A row that somebody holds is left for the next time: nobody waits
+    for this, and it waits for nobody."""
+    await connection.execute(_TOUCH, list(seen), list(seen.values()))
+
+
+_TOUCH = """
+WITH free AS (
+    SELECT s.sid FROM sessions s WHERE s.sid = ANY($1::text[]) AND s.ended_code IS NULL
+    ORDER BY s.sid FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE sessions s SET last_seen_at = to_timestamp(i.at)
+FROM unnest($1::text[], $2::float8[]) AS i (sid, at), free
+WHERE s.sid = i.sid AND free.sid = i.sid AND s.last_seen_at < to_timestamp(i.at)
+"""
+
+
+# -- external sessions
+
+
+class Sight(NamedTuple):
+    """An external session that came by: it is made when it is new."""
+
+    sid: str
+    subject: str
+    issuer: str
+    iat: float | None
+    device: str
+    address: str
+
+
+async def meet(
+    connection: Executor, sights: Sequence[Sight], *, now: float, absolute: float, idle: float
+) -> Mapping[str, Reading]:
+    """Read the sessions that are there and make those that are not (and their subjects), in one statement.
+
+    `born` is the bound of the last row committed at or before `iat` by the database's clock; 0 without such a row, or
+    without `iat`. What another transaction was making at that moment is left out of the answer: ask again.
+    """
+    sights = sorted(sights, key=lambda sight: sight.sid)  # one order of locks
+    columns = [list(column) for column in zip(*sights, strict=True)]
+    return {r["sid"]: _reading(r) for r in await connection.fetch(_MEET, *columns, now, absolute, idle)}
+
+
+_COLUMNS = """sid, subject, issuer, kind, born, secret_hash, device, address, created_at, last_seen_at, expires_at,
+    idle_seconds, ended_at, ended_code, ended_reason, ended_message"""
+
+_MEET = f"""
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::text[])
+        AS i (sid, subject, issuer, iat, device, address)
+), missing AS MATERIALIZED (
+    SELECT i.* FROM input i WHERE NOT EXISTS (SELECT FROM sessions s WHERE s.sid = i.sid)
+), known AS MATERIALIZED (
+    SELECT u.* FROM subjects u WHERE u.id = ANY($2::text[])
+), met AS (
+    INSERT INTO subjects (id)
+    SELECT DISTINCT m.subject FROM missing m WHERE NOT EXISTS (SELECT FROM known u WHERE u.id = m.subject) ORDER BY 1
+    ON CONFLICT (id) DO NOTHING
+    RETURNING *
+), u AS (
+    SELECT * FROM known UNION ALL SELECT * FROM met
+), made AS (
+    INSERT INTO sessions (sid, subject, issuer, kind, born, device, address, created_at, last_seen_at, expires_at,
+                          idle_seconds)
+    SELECT m.sid, m.subject, m.issuer, 'external',
+           CASE WHEN m.iat IS NULL THEN 0 ELSE coalesce(
+               (SELECT l.bound FROM revocation_log l WHERE l.committed_at <= to_timestamp(m.iat)
+                ORDER BY l.committed_at DESC, l.seq DESC LIMIT 1), 0) END,
+           m.device, m.address, to_timestamp($7), to_timestamp($7), to_timestamp($7::float8 + $8::float8), $9
+    FROM missing m WHERE m.subject IN (SELECT id FROM u) ORDER BY m.sid
+    ON CONFLICT (sid) DO NOTHING
+    RETURNING {_COLUMNS}
+), s AS (
+    SELECT {_COLUMNS} FROM sessions WHERE sid = ANY($1::text[]) UNION ALL SELECT {_COLUMNS} FROM made
+)
+{_read("s", "(SELECT * FROM u UNION SELECT * FROM subjects WHERE id IN (SELECT subject FROM s))")}
+"""  # noqa: S608 - constants of this module
+
+
+# -- records
+
+
+def _subject(record: Any) -> Subject:
+    return Subject(record["id"], record["active"], record["credential_version"], tuple(record["roles"]))
+
+
+def _reading(record: Any) -> Reading:
+    code = record["ended_code"]
+    ended = None
+    if code is not None:
+        ended = Ended(code, record["ended_reason"] or "", record["ended_message"] or "", record["ended_at"] or 0.0)
+    subject = Subject(record["subject"], record["active"], record["credential_version"], tuple(record["roles"]))
+    session = Session(
+        record["sid"],
+        subject,
+        record["kind"],
+        record["issuer"],
+        record["born"],
+        record["created_at"],
+        record["last_seen_at"],
+        record["expires_at"],
+        record["idle_seconds"],
+        record["device"],
+        record["address"],
+        ended,
+    )
+    return Reading(session, Position(record["head"], record["era"].hex), record["now"])
