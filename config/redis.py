@@ -1,102 +1,502 @@
-"""Redis: how it is reached, and what its being away looks like.
+"""Redis: the three ways to it, and what its being away looks like.
 
-Three ways in. `open_commands` is redis-py, for what is rare. `Pipe` is one pipelined connection for the hot path: one
-write a loop turn, replies in order. `Bus` is the process's pub/sub connection. Keys, scripts' sources and the meaning
-of messages do not live here.
+`open_commands` is redis-py, for what is rare. `Pipe` is one pipelined connection for the hot path: one write a loop
+turn, replies in order. `Bus` is the process's pub/sub connection. Keys, scripts and the meaning of messages live
+elsewhere; one connection, from its making to its end, is in `config.resp`.
 
     Unavailable             Redis was not there, not in time, or gone while it worked (`uncertain`: it may have run)
     └── Refused             Redis answered with an error
+
+Nothing is ever sent twice, but a script that the server had forgotten. Everything is bounded: 2 s for an answer, a
+count and a number of bytes for what may wait.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, cast
 
 import redis.asyncio
+import redis.exceptions
+import structlog
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from config.clock import boottime
+from config.resp import INFO, Address, Argument, Greeting, Link, Refused, Run, Script, Unavailable, greet, read_info
+
+__all__ = ["Address", "Argument", "Bus", "Pipe", "Refused", "Run", "Script", "Unavailable", "open_commands"]
+
+log = structlog.get_logger(__name__)
+
+TIMEOUT: Final = 2.0
+PENDING: Final = 16_384
+BEAT: Final = 1.0
+"""Seconds between two signs of life that a connection is asked for."""
+
+CHUNK: Final = 1_000
+"""Names in one SUBSCRIBE."""
+
+_uniform = random.SystemRandom().uniform
 
 
-class Unavailable(Exception):
-    """The one error of Redis being away. `uncertain`: the command may have run all the same, so never send it again."""
+class Commands(redis.asyncio.Redis):
+    """redis-py, whose errors of being away are ours. (Not so in its pipelines and pub/sub: do not use them.)"""
 
-    def __init__(self, text: str, *, uncertain: bool = False) -> None:
-        super().__init__(text)
-        self.uncertain = uncertain
-
-
-class Refused(Unavailable):
-    """Redis answered with an error; the command did not run. `code` is its first word (`NOSCRIPT`, `READONLY`, ...)."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.code = text.split(" ", 1)[0]
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+            raise Unavailable(str(error), uncertain=True) from error
 
 
-class Script:
-    """A Lua script, by its digest; every Pipe loads the ones that were made before it connects, and falls back to EVAL."""
+def open_commands(url: str) -> Commands:
+    """A redis-py client: RESP3, bytes, 2 s for anything, and never a retry (a script must not run twice)."""
+    Address.parse(url)  # the same forms as everywhere, and errors without the password
+    pool = redis.asyncio.ConnectionPool.from_url(
+        url,
+        protocol=3,
+        decode_responses=False,
+        socket_timeout=TIMEOUT,
+        socket_connect_timeout=TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=32,
+        client_name="wardgate-commands",
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+    return cast(Commands, Commands.from_pool(pool))
 
-    def __init__(self, source: str) -> None:
-        self.source = source
 
+class _Kept:
+    """A connection that is made again for ever. It shows signs of life once a second, or it is given up.
 
-def open_commands(url: str) -> "redis.asyncio.Redis":
-    """A redis-py client: RESP3, bytes, never a retry (a script must not run twice), 2 s for anything."""
-    raise NotImplementedError
+    `on_lost` runs at once, `on_restored` when calls work again; both synchronously, in order, and without arguments.
+    """
 
-
-class Pipe:
-    """One pipelined connection, made again for ever. Cancel-safe: a reply never reaches another caller."""
-
-    connected: bool = False
-    server: str = ""  # identity of the server behind this connection: changes with a restart and with a promotion
-
-    def __init__(self, url: str, *, name: str = "wardgate", timeout: float = 2.0, limit: int = 16_384) -> None:
+    def __init__(self, url: str, *, name: str, timeout: float, limit: int) -> None:
+        self.connected = False
+        self.why = "not connected yet"  # the last reason of not being connected
+        self.losses = 0
         self.on_lost: list[Callable[[], None]] = []
         self.on_restored: list[Callable[[], None]] = []
+        self._address = Address.parse(url)
+        self._name = name
+        self._timeout = timeout
+        self._limit = limit
+        self._link: Link | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._up = asyncio.Event()
 
     async def start(self, timeout: float = 30.0) -> None:
-        """Connect; Unavailable when that did not work within `timeout` (it is then closed)."""
-        raise NotImplementedError
+        """Connect. Unavailable when that did not work within `timeout` seconds; it is closed then."""
+        self._task = asyncio.create_task(self._keep(), name=self._name)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
+        except TimeoutError:
+            await self.close()
+            raise Unavailable(f"Redis at {self._address}: {self.why}") from None
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
-        """Calls in flight raise Unavailable."""
-        raise NotImplementedError
+        """End it for good; calls that are in flight raise Unavailable. `on_lost` is not called."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        link, self._link = self._link, None
+        self.connected, self.why = False, "closed"
+        self._up.clear()
+        self._stop_beating()
+        if link is not None:
+            link.fail(self.why)
 
-    def call(self, *args: bytes | str | int | float) -> asyncio.Future[Any]:
-        """The reply, bytes and never text. Raises Unavailable at once when not connected or too much is pending."""
-        raise NotImplementedError
+    def reset(self, reason: str) -> None:
+        """Give this connection up and make another (a probe found it deaf)."""
+        if self._link is not None:
+            self._link.fail(reason)
 
-    def batch(self, commands: Sequence[Sequence[bytes | str | int | float]]) -> asyncio.Future[list[Any]]:
-        """The replies of many commands behind one future; an error reply stands in the list as a `Refused`."""
-        raise NotImplementedError
+    # -- what differs
 
-    def run(
-        self, script: Script, keys: Sequence[bytes | str], args: Sequence[bytes | str | int | float]
-    ) -> asyncio.Future[Any]:
-        """EVALSHA, and EVAL where the server has forgotten the script."""
-        raise NotImplementedError
+    async def _prepare(self, link: Link, greeting: Greeting) -> None:
+        """The last step before `on_restored`."""
+
+    def _beat(self, link: Link) -> None:
+        """Ask for a sign of life; the link ends itself when there is no answer."""
+
+    def _push(self, push: list[Any]) -> None:
+        """A message that nobody asked for."""
+
+    def _refused(self, link: Link, refused: Refused) -> None:
+        """The server answered a call with an error."""
+
+    def _forsaken(self) -> None:
+        """The link is lost: forget what stood on it. Before `on_lost`."""
+
+    # -- what is the same
+
+    async def _keep(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                link = await self._open()
+                began = boottime()
+                self._restored(link)
+                await link.closed
+                if boottime() - began > BEAT:
+                    attempt = 0
+            except (OSError, Unavailable) as error:
+                self.why = str(error) or "no answer"
+                if attempt == 1:
+                    log.warning("redis away", connection=self._name, address=str(self._address), why=self.why)
+            except Exception:
+                self.why = "an error of ours"
+                log.exception("redis connection failed", connection=self._name)
+            await asyncio.sleep(_uniform(0.5, 1.0) * min(1.0, 0.02 * 2.0**attempt))
+            attempt = min(attempt + 1, 10)
+
+    async def _open(self) -> Link:
+        link = Link(
+            timeout=self._timeout,
+            limit=self._limit,
+            on_lost=self._lost,
+            on_push=self._push,
+            on_refused=self._refused,
+        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._connect(link)
+                greeting = await greet(link, self._address, self._name)
+            if not greeting.primary:
+                raise Unavailable("the server is a replica")
+            await self._prepare(link, greeting)
+            if link.failure:
+                raise Unavailable(link.failure)
+        except BaseException:
+            link.fail("not taken into use")
+            raise
+        return link
+
+    async def _connect(self, link: Link) -> None:
+        loop, address = asyncio.get_running_loop(), self._address
+        if address.path:
+            await loop.create_unix_connection(lambda: link, address.path)
+        else:
+            await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
+
+    def _restored(self, link: Link) -> None:
+        self._link = link
+        self.connected, self.why = True, ""
+        if self.losses:
+            log.info("redis restored", connection=self._name)
+        self._stop_beating()
+        self._beat_later()
+        self._tell(self.on_restored)
+        self._up.set()
+
+    def _lost(self, link: Link, reason: str) -> None:
+        if link is not self._link:
+            return
+        self._link = None
+        self.connected, self.why = False, reason
+        self.losses += 1
+        self._up.clear()
+        self._stop_beating()
+        log.warning("redis lost", connection=self._name, address=str(self._address), why=reason)
+        self._forsaken()
+        self._tell(self.on_lost)
+
+    def _tell(self, callbacks: Sequence[Callable[[], None]]) -> None:
+        for callback in tuple(callbacks):
+            try:
+                callback()
+            except Exception:
+                log.exception("a listener of a redis connection failed", connection=self._name)
+
+    def _beat_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(BEAT, self._beat_now)
+
+    def _beat_now(self) -> None:
+        link = self._link
+        if link is not None:
+            self._beat_later()
+            self._beat(link)
+
+    def _stop_beating(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
-class Bus:
-    """The process's pub/sub connection. One handler a name; a handler's exception is logged and counted."""
+class Pipe(_Kept):
+    """One pipelined connection for commands and scripts. A cancelled caller never shifts another's reply.
 
-    connected: bool = False
+    `server` is the identity of the server behind it, at most a second old: scripts compare it with what they find in
+    their keys, to see that a stream may have been rolled back. A script that answers `LATE` has not run: the server's
+    clock was beyond the `deadline` that it was given.
+    """
 
-    def __init__(self, url: str, *, name: str = "wardgate-bus", timeout: float = 2.0) -> None:
-        self.on_lost: list[Callable[[], None]] = []  # at once
-        self.on_restored: list[Callable[[], None]] = []  # after all names were subscribed again
+    def __init__(
+        self, url: str, *, name: str = "wardgate-pipe", timeout: float = TIMEOUT, limit: int = PENDING
+    ) -> None:
+        super().__init__(url, name=name, timeout=timeout, limit=limit)
+        self.server = ""
+        self._ahead = 0.0  # the server's clock, less boottime
+        self._beating = False
 
-    async def start(self, timeout: float = 30.0) -> None:
-        """Connect; Unavailable when that did not work within `timeout` (it is then closed)."""
-        raise NotImplementedError
+    def call(self, *command: Argument) -> "asyncio.Future[Any]":
+        """The reply: bytes, never text. Raises Unavailable at once when not connected or too much waits."""
+        return self._live().call(command)
 
-    async def close(self) -> None:
-        """Forget every name and end the connection."""
-        raise NotImplementedError
+    def run(self, script: Script, keys: Sequence[Argument], args: Sequence[Argument]) -> "asyncio.Future[Any]":
+        """The reply of a script; its source is sent where the server has forgotten it."""
+        return self._live().call(Run(script, keys, args))
 
-    async def subscribe(self, name: str, handler: Callable[[bytes], None]) -> None:
-        """Return when the server has confirmed. Raises Unavailable (or is cancelled): then the name is not subscribed."""
-        raise NotImplementedError
+    def batch(self, commands: Sequence[Sequence[Argument] | Run]) -> "asyncio.Future[list[Any]]":
+        """The replies of many behind one future; an error reply stands in the list as a `Refused`."""
+        return self._live().batch(commands)
+
+    def deadline(self, within: float | None = None) -> int:
+        """When a script sent now may run at the latest: `within` seconds (the timeout) from now, in ms by the
+        server's clock. A server that was stopped finds our commands in its socket long after we gave them up."""
+        return int((boottime() + self._ahead + (self._timeout if within is None else within)) * 1000)
+
+    def _live(self) -> Link:
+        if self._link is None:
+            raise Unavailable(self.why)
+        return self._link
+
+    async def _prepare(self, link: Link, greeting: Greeting) -> None:
+        before = boottime()
+        self._set_clock(await link.call(("TIME",)), before, True)
+        self.server = greeting.identity
+        await link.batch([("SCRIPT", "LOAD", script.source) for script in Script.all])
+
+    def _beat(self, link: Link) -> None:
+        if self._beating:
+            return
+        try:
+            asked = link.batch([("TIME",), INFO if self.server else ("PING",)])
+        except Unavailable:  # so much waits that its answers are the sign of life
+            return
+        self._beating = True
+        asked.add_done_callback(partial(self._beaten, link, boottime()))
+
+    def _beaten(self, link: Link, before: float, asked: "asyncio.Future[list[Any]]") -> None:
+        self._beating = False
+        if asked.cancelled() or asked.exception() is not None or link is not self._link:
+            return
+        time, info = asked.result()
+        self._set_clock(time, before, False)
+        if self.server and isinstance(info, bytes):
+            greeting = read_info(info)
+            self.server = greeting.identity
+            if not greeting.primary:
+                link.fail("the server became a replica")
+
+    def _set_clock(self, time: Any, before: float, first: bool) -> None:
+        """A slow answer says little of when it was given: keep what we have."""
+        after = boottime()
+        if isinstance(time, list) and (first or after - before < self._timeout / 4):
+            self._ahead = int(time[0]) + int(time[1]) / 1e6 - (before + after) / 2
+
+    def _refused(self, link: Link, refused: Refused) -> None:
+        if refused.code == "LATE":  # if it is not the caller who was slow, then the server's clock was set
+            self._beat(link)
+        elif refused.code == "READONLY":
+            link.fail(str(refused))
+
+
+Handler = Callable[[bytes], None]
+
+
+class _Name:
+    """A name that is subscribed, or on its way there."""
+
+    __slots__ = ("callers", "confirmed", "handler", "held", "waiters")
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.confirmed = False
+        self.held = False  # a `subscribe` has returned
+        self.callers = 0  # of `subscribe` that have not
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def settle(self, error: Unavailable | None) -> None:
+        self.confirmed = error is None
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(Unavailable(str(error)))
+
+
+class Bus(_Kept):
+    """The process's pub/sub connection. Messages go to their handler synchronously, in the order of the server.
+
+    After a loss all names are subscribed again before `on_restored`; what was published meanwhile is lost. A handler
+    that raises is logged and counted. A name has one handler: a second `subscribe` puts another in its place.
+    """
+
+    def __init__(self, url: str, *, name: str = "wardgate-bus", timeout: float = TIMEOUT) -> None:
+        super().__init__(url, name=name, timeout=timeout, limit=PENDING)
+        self.messages = 0
+        self.handler_errors = 0
+        self._names: dict[bytes, _Name] = {}
+        self._asked: set[bytes] = set()  # what this link was told to subscribe
+        self._changed: dict[bytes, None] = {}  # to be compared with `_asked` at the end of the loop turn
+        self._flushing = False
+        self._complained = 0.0
+
+    async def subscribe(self, name: str, handler: Handler) -> None:
+        """Return when the server has confirmed. Raises Unavailable; then, and when cancelled, nothing is left of it."""
+        if self._link is None:
+            raise Unavailable(self.why)
+        key = name.encode()
+        entry = self._names.get(key)
+        if entry is None:
+            entry = self._names[key] = _Name(handler)
+            self._change(key)
+        entry.handler = handler
+        entry.callers += 1
+        try:
+            if not entry.confirmed:
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                entry.waiters.append(waiter)
+                await waiter
+            entry.held = True
+        finally:
+            entry.callers -= 1
+            if not entry.held and not entry.callers:
+                self._drop(key, entry)
 
     def unsubscribe(self, name: str) -> None:
-        """From now on the handler is not called. Sent with the next flush; works while the connection is away."""
-        raise NotImplementedError
+        """From now on the handler is not called. Also while the connection is away."""
+        key = name.encode()
+        entry = self._names.get(key)
+        if entry is not None:
+            self._drop(key, entry)
+            entry.settle(Unavailable("unsubscribed"))
+
+    async def close(self) -> None:
+        """End it for good, and forget every name."""
+        await super().close()
+        self._forsaken()
+        self._names.clear()
+
+    def figures(self) -> Mapping[str, float]:
+        """For the metrics."""
+        return {"bus_reconnects": self.losses}
+
+    # -- names, towards the server
+
+    def _drop(self, key: bytes, entry: _Name) -> None:
+        if self._names.get(key) is entry:
+            del self._names[key]
+            self._change(key)
+
+    def _change(self, key: bytes) -> None:
+        self._changed[key] = None
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Bring the server from what it was told to what is wanted, in one write."""
+        self._flushing = False
+        changed, self._changed = self._changed, {}
+        link = self._link
+        if link is None:
+            return
+        gone = [key for key in changed if key not in self._names and key in self._asked]
+        for chunk in _chunks(gone):
+            link.tell(("UNSUBSCRIBE", *chunk))
+            self._asked.difference_update(chunk)
+        for chunk in _chunks([key for key in changed if key in self._names]):
+            entries = {key: self._names[key] for key in chunk}
+            try:
+                self._ask(link, chunk).add_done_callback(partial(self._confirm, link, entries))
+            except Unavailable as error:
+                link.fail(str(error))
+                return
+
+    def _ask(self, link: Link, names: Sequence[bytes]) -> "asyncio.Future[Any]":
+        """SUBSCRIBE, with a PING behind it: its answer confirms, or raises what the names were refused with."""
+        new = [name for name in names if name not in self._asked]
+        if new:
+            link.tell(("SUBSCRIBE", *new))
+            self._asked.update(new)
+        return link.call(("PING",))
+
+    def _confirm(self, link: Link, entries: Mapping[bytes, _Name], asked: "asyncio.Future[Any]") -> None:
+        error = asked.exception()
+        if link is not self._link:
+            return
+        if isinstance(error, Unavailable):
+            self._asked.difference_update(entries)
+            for key in entries:
+                if self._names.get(key) is not entries[key]:
+                    self._change(key)
+        for entry in entries.values():
+            entry.settle(error if isinstance(error, Unavailable) else None)
+
+    async def _prepare(self, link: Link, greeting: Greeting) -> None:
+        self._asked = set()
+        for chunk in _chunks(list(self._names)):
+            await self._ask(link, chunk)
+
+    def _restored(self, link: Link) -> None:
+        for key in self._asked - self._names.keys():  # they went while all were subscribed again
+            self._change(key)
+        super()._restored(link)
+
+    def _forsaken(self) -> None:
+        """Whoever waits for a confirmation is told; who has one is subscribed again."""
+        waiting = [(key, entry) for key, entry in self._names.items() if not entry.confirmed]
+        for key, entry in waiting:
+            del self._names[key]
+            entry.settle(Unavailable(self.why))
+
+    # -- messages, from the server
+
+    def _push(self, push: list[Any]) -> None:
+        if push[0] != b"message":
+            return
+        entry = self._names.get(push[1])
+        if entry is None:
+            return
+        self.messages += 1
+        try:
+            entry.handler(push[2])
+        except Exception:
+            self.handler_errors += 1
+            self._complain(push[1])
+
+    def _complain(self, name: bytes) -> None:
+        """At most once a second: a message that a handler cannot bear may come in thousands."""
+        now = boottime()
+        if now - self._complained >= 1.0:
+            self._complained = now
+            log.exception("a handler of the bus failed", name=name.decode(errors="replace"), total=self.handler_errors)
+
+    def _beat(self, link: Link) -> None:
+        try:
+            link.call(("PING",)).add_done_callback(_seen)
+        except Unavailable as error:
+            link.fail(str(error))
+
+
+def _seen(asked: "asyncio.Future[Any]") -> None:
+    asked.exception()  # the loss of a link is told by the link
+
+
+def _chunks(names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(names), CHUNK):
+        yield names[start : start + CHUNK]
