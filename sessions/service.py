@@ -283,6 +283,10 @@ class Sessions:
 
     # -- judging
 
+    def now(self) -> float:
+        """The database's clock as this process holds it (unix seconds)."""
+        return self._revocations.database_now()
+
     def judge(self, reading: Reading) -> Verdict:
         """Whether this session is over now: by what was read, by the clock, and by memory since. None: live."""
         session = reading.session

@@ -1,0 +1,353 @@
+"""Sessions over HTTP: a person's own (list, end one, others, all, log out), and everyone's and the audit for admins.
+
+What a session is and how it ends stands in `service`; here are the shapes of interface.md.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+
+from config.database import Pool
+from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, rfc3339
+from config.redis import Unavailable as RedisAway
+from sessions import audit, cookies, store
+from sessions.devices import device_name
+from sessions.errors import translated
+from sessions.model import Session
+from sessions.service import Actor, Sessions
+
+Connections = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+"""How many live connections each of these sids has, at most 1 s old; a sid without any may be left out."""
+
+
+class SessionView(msgspec.Struct, frozen=True):
+    """A session as its login, `/auth/me` and refreshes show it."""
+
+    sid: str
+    created_at: str
+    expires_at: str
+    idle_expires_at: str
+
+
+def view(session: Session) -> SessionView:
+    """The `session` of interface.md."""
+    return SessionView(
+        session.sid, rfc3339(session.created_at), rfc3339(session.expires_at), rfc3339(session.idle_expires_at)
+    )
+
+
+class OwnSession(msgspec.Struct, frozen=True):
+    """One of the caller's sessions. `connections` is null while the registry is away."""
+
+    sid: str
+    device: str
+    address: str
+    created_at: str
+    last_seen_at: str
+    expires_at: str
+    idle_expires_at: str
+    connections: int | None
+    current: bool
+
+
+class OwnSessions(msgspec.Struct, frozen=True):
+    items: list[OwnSession]
+    next: str
+
+
+class EndedView(msgspec.Struct, frozen=True):
+    """Why a session is over: the close code and its texts."""
+
+    code: int
+    reason: str
+    message: str
+    at: str
+
+
+class AnySession(msgspec.Struct, frozen=True):
+    """A session as admins see it. `ended` is null while it is live."""
+
+    sid: str
+    user: str
+    kind: str
+    issuer: str
+    device: str
+    address: str
+    created_at: str
+    last_seen_at: str
+    expires_at: str
+    idle_expires_at: str
+    connections: int | None
+    ended: EndedView | None
+
+
+class AnySessions(msgspec.Struct, frozen=True):
+    items: list[AnySession]
+    next: str
+
+
+class AuditRow(msgspec.Struct, frozen=True):
+    """Who did what to whom. `actor` is `user:<id>`, `key:<id>`, `system` or `cli`; `sid` the session that acted."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    target: str
+    sid: str
+    address: str
+    detail: dict[str, Any]
+
+
+class AuditRows(msgspec.Struct, frozen=True):
+    items: list[AuditRow]
+    next: str
+
+
+class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which of the caller's sessions end."""
+
+    scope: Literal["others", "all"]
+
+
+class SessionFilter(Paging, frozen=True, forbid_unknown_fields=True):
+    """Live sessions; with `sid` that one, live or over. `issuer` is an external issuer's name."""
+
+    user: str = ""
+    sid: str = ""
+    issuer: str = ""
+
+
+class AuditFilter(Paging, frozen=True, forbid_unknown_fields=True):
+    """`action` is a whole action ("session.ended") or the part before the dot."""
+
+    actor: str = ""
+    action: str = ""
+    target: str = ""
+    sid: str = ""
+
+
+class SessionRoutes:
+    """The handlers, over what they need."""
+
+    def __init__(self, sessions: Sessions, pool: Pool, connections: Connections) -> None:
+        self._sessions = sessions
+        self._pool = pool
+        self._connections = connections
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET",
+                "/auth/sessions",
+                self.own,
+                "My live sessions, newest first",
+                query=Paging,
+                result=OwnSessions,
+                access="session",
+                tag="sessions",
+            ),
+            Route(
+                "DELETE",
+                "/auth/sessions/{sid}",
+                self.end_one,
+                "End one of my sessions",
+                access="session",
+                errors=("not_found",),
+                tag="sessions",
+            ),
+            Route(
+                "DELETE",
+                "/auth/sessions",
+                self.end_many,
+                "End my other sessions, or all of them",
+                query=Scope,
+                access="session",
+                tag="sessions",
+            ),
+            Route(
+                "POST",
+                "/auth/logout",
+                self.logout,
+                "End this session and its connections",
+                body=Nothing,
+                access="session",
+                tag="sessions",
+            ),
+            Route(
+                "GET",
+                "/admin/sessions",
+                self.everyones,
+                "Live sessions, newest first",
+                query=SessionFilter,
+                result=AnySessions,
+                access="admin",
+                scope="sessions",
+                tag="admin",
+            ),
+            Route(
+                "GET",
+                "/admin/audit",
+                self.audited,
+                "Who did what to whom, newest first",
+                query=AuditFilter,
+                result=AuditRows,
+                access="admin",
+                scope="audit",
+                tag="admin",
+            ),
+        ]
+
+    # -- a person's own
+
+    async def own(self, call: Call[None, Paging]) -> OwnSessions:
+        by = store.Filter(subject=call.who.id)
+        items, after = await self._sessions.page(by, limit=call.query.bounded(), after=_cursor(call.query.after))
+        counts = await self._counts(items)
+        return OwnSessions([_own(session, counts, call.who.sid) for session in items], _next(after))
+
+    async def end_one(self, call: Call[None, Nothing]) -> web.StreamResponse | None:
+        sid = call.path("sid")
+        if not await self._sessions.end_one(_actor(call), sid):
+            raise Problem("not_found")
+        if sid == call.who.sid:
+            await _forget(call)
+        return None
+
+    async def end_many(self, call: Call[None, Scope]) -> None:
+        if call.query.scope == "others":
+            await self._sessions.end_others(_actor(call))
+            return
+        await self._sessions.end_all(_actor(call))
+        await _forget(call)
+
+    async def logout(self, call: Call[Nothing, Nothing]) -> None:
+        await self._sessions.logout(_actor(call))
+        await _forget(call)
+
+    # -- everyone's
+
+    async def everyones(self, call: Call[None, SessionFilter]) -> AnySessions:
+        query = call.query
+        by = store.Filter(_plain("user", query.user), _plain("sid", query.sid), _plain("issuer", query.issuer) or None)
+        items, after = await self._sessions.page(by, limit=query.bounded(), after=_cursor(query.after))
+        counts = await self._counts(items)
+        now = self._sessions.now()
+        return AnySessions([_any(session, counts, now) for session in items], _next(after))
+
+    async def audited(self, call: Call[None, AuditFilter]) -> AuditRows:
+        query, limit = call.query, call.query.bounded()
+        by = audit.Filter(
+            *(_plain(name, getattr(query, name)) for name in ("actor", "action", "target", "sid")),
+        )
+        with translated():
+            entries = await audit.page(self._pool, by, limit=limit + 1, after=_place(query.after))
+        more = len(entries) > limit
+        place = entries[limit - 1].place if more else None
+        return AuditRows(
+            [_audited(entry) for entry in entries[:limit]], "" if place is None else "{}.{}".format(*place)
+        )
+
+    async def _counts(self, sessions: Sequence[Session]) -> Mapping[str, int] | None:
+        """Live connections by sid; None while the registry is away: a list of sessions is worth having without."""
+        try:
+            return await self._connections([session.sid for session in sessions])
+        except RedisAway:
+            return None
+
+
+async def _forget(call: Call[Any, Any]) -> None:
+    if call.who.via == "cookie":
+        await cookies.forget(call.request)
+
+
+def _actor(call: Call[Any, Any]) -> Actor:
+    who: Caller = call.who
+    assert who.sid is not None  # noqa: S101 - access="session"
+    return Actor(who.id, who.sid, call.address)
+
+
+def _own(session: Session, counts: Mapping[str, int] | None, current: str | None) -> OwnSession:
+    return OwnSession(
+        session.sid,
+        device_name(session.device),
+        session.address,
+        rfc3339(session.created_at),
+        rfc3339(session.last_seen_at),
+        rfc3339(session.expires_at),
+        rfc3339(session.idle_expires_at),
+        None if counts is None else counts.get(session.sid, 0),
+        session.sid == current,
+    )
+
+
+def _any(session: Session, counts: Mapping[str, int] | None, now: float) -> AnySession:
+    ended = session.over(now)
+    return AnySession(
+        session.sid,
+        session.subject.id,
+        session.kind,
+        session.issuer,
+        device_name(session.device),
+        session.address,
+        rfc3339(session.created_at),
+        rfc3339(session.last_seen_at),
+        rfc3339(session.expires_at),
+        rfc3339(session.idle_expires_at),
+        None if counts is None else counts.get(session.sid, 0),
+        None if ended is None else EndedView(ended.code, ended.reason, ended.message, rfc3339(ended.at)),
+    )
+
+
+def _audited(entry: audit.Entry) -> AuditRow:
+    return AuditRow(
+        entry.id,
+        rfc3339(entry.at),
+        entry.actor,
+        entry.action,
+        entry.target,
+        entry.sid,
+        entry.address,
+        dict(entry.detail),
+    )
+
+
+# -- what a query may hold
+
+
+def _plain(name: str, value: str) -> str:
+    """Text that PostgreSQL can compare with."""
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:
+        raise invalid(name, "not UTF-8") from None
+    if b"\x00" in raw or len(raw) > 600:
+        raise invalid(name, "at most 600 bytes without NUL")
+    return value
+
+
+def _next(cursor: store.Cursor | None) -> str:
+    return "" if cursor is None else f"{cursor.created_us}.{cursor.sid}"
+
+
+def _cursor(after: str) -> store.Cursor | None:
+    if not after:
+        return None
+    number, _, sid = after.partition(".")
+    return store.Cursor(_whole(number), _plain("after", sid))
+
+
+def _place(after: str) -> audit.Place | None:
+    if not after:
+        return None
+    at, _, id = after.partition(".")
+    return audit.Place(_whole(at), _whole(id))
+
+
+def _whole(text: str) -> int:
+    """A number that a bigint, and a moment of PostgreSQL's, can hold."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 17):
+        raise invalid("after", "the `next` of the page before")
+    return int(text)
