@@ -90,13 +90,12 @@ class AccessTokens:
     def make(self, reading: Reading) -> tuple[str, int]:
         """A token for a live session as it was read, and the whole seconds that it lives.
 
-        It ends with the session at the latest: at its absolute end, and at the idle end that it has without another
-        sign of life, so that nothing has to be read to hold it to either.
+        It ends with the session at the latest: at its absolute end, and, as asking for it was activity, at the idle end
+        that the session has without another sign of life; so nothing has to be read to hold the token to either.
         """
-        session, key = reading.session, self._keys.active
-        iat = int(reading.now)
-        exp = int(min(reading.now + self._ttl, session.expires_at, max(session.idle_expires_at, reading.now)))
-        exp = max(exp, iat)
+        session, key, now = reading.session, self._keys.active, self._now()
+        iat = int(now)
+        exp = max(iat, int(min(now + self._ttl, now + session.idle, session.expires_at)))
         payload = {
             "iss": self._issuer,
             "aud": self._audience,

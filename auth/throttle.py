@@ -1,0 +1,400 @@
+"""How often a password may be guessed (security.md, "Brute force"). Counted *before* a hash is spent, in one script.
+
+Three counters, all asked before any is moved:
+- the address (IPv4, or the /64 of IPv6): a bucket that failures empty and successes do not;
+- the account from this address: five free, then 2^n seconds, up to 15 minutes;
+- the account from anywhere that has not logged in to it before: a bucket, so that a crowd cannot guess together. Where
+  its owner logged in within 30 days this one is not asked: an attack from elsewhere does not lock anyone out.
+
+A success gives back what the attempt took and clears the account's counter for the address. In Redis stand only keyed
+hashes of addresses and accounts. With Redis away each process counts by itself, more strictly.
+
+Attempts for one account from one address run one after another in a process: parallel right passwords all pass, and
+parallel wrong ones meet what the one before them left.
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+
+from config.clock import Clock
+from config.http import Problem, address_prefix
+from config.redis import Pipe, Script, Unavailable
+from config.sealing import derive
+
+log = structlog.get_logger(__name__)
+
+
+class Limits(NamedTuple):
+    """`*_burst` attempts at once, one more every `*_interval` seconds; `free` failures, then doubling up to `cap` s."""
+
+    address_burst: int = 100
+    address_interval: float = 3.0
+    account_burst: int = 20
+    account_interval: float = 180.0
+    free: int = 5
+    cap: float = 900.0
+    forget: float = 3600.0  # s after the last attempt until the pair's counter is gone
+    known: float = 30 * 86400.0
+
+
+SHARED = Limits()
+LOCAL = Limits(address_burst=20, address_interval=15.0, account_burst=10, account_interval=360.0, free=3)
+LOCAL_ENTRIES = 10_000
+WAITERS = 256
+RETRY_REDIS = 1.0  # s for which Redis is left alone after it failed
+
+
+class Names(NamedTuple):
+    """The keys of one attempt: address, (account, address), account, and whether the pair is known."""
+
+    address: str
+    pair: str
+    account: str
+    known: str
+
+
+class Taken(NamedTuple):
+    """What an attempt took, for giving it back; or, when `wait` > 0, for how many seconds it is refused."""
+
+    wait: float
+    from_account: bool = False
+
+
+class Counters(Protocol):
+    """Where the counters are. Each method is atomic."""
+
+    async def take(self, names: Names) -> Taken:
+        """Count one attempt in all counters, or in none and say how long to wait."""
+        ...
+
+    async def succeed(self, names: Names, taken: Taken) -> None:
+        """It was the right password: give back, clear the pair, know it from now on."""
+        ...
+
+    async def withdraw(self, names: Names, taken: Taken) -> None:
+        """No password was checked after all: give back."""
+        ...
+
+    async def take_one(self, name: str, burst: int, interval: float) -> float:
+        """One from a bucket of its own; the seconds to wait, 0 when it was there."""
+        ...
+
+
+class Throttle:
+    """The limits of this process, shared through Redis with all others."""
+
+    def __init__(self, pipe: Pipe, *, prefix: str, secret: bytes, clock: Clock) -> None:
+        self._shared = RedisCounters(pipe, SHARED)
+        self._local = LocalCounters(LOCAL, now=clock.now)
+        self._prefix, self._clock = prefix, clock
+        self._key = derive(secret, "throttle")
+        self._leave_redis_until = float("-inf")
+        self._turns = Turns(WAITERS)
+
+    @asynccontextmanager
+    async def attempt(self, address: str, account: str) -> AsyncIterator["Attempt"]:
+        """One check of a password for `account` (any text that names it) from `address`.
+
+        Problem `too_many_attempts` with Retry-After before the block is entered. In the block call `succeeded` when the
+        password was right; leaving it without a word, or by cancellation, means wrong. `busy` on the way (no hash was
+        spent) is not counted.
+        """
+        names = self._names(address, account)
+        async with self._turns.turn(names.pair):
+            counters, taken = await self._take(names)
+            attempt = Attempt(self, counters, names, taken)
+            try:
+                yield attempt
+            except Problem as problem:
+                if problem.code == "busy":
+                    await self._finish(counters.withdraw(names, taken))
+                raise
+
+    async def register(self, address: str, per_hour: int) -> None:
+        """One account more from `address`; 0 means without limit. Problem `too_many_attempts`."""
+        if per_hour == 0:
+            return
+        name = self._name("register", address_prefix(address))
+        wait = await self._either(
+            lambda: self._shared.take_one(name, per_hour, 3600 / per_hour),
+            lambda: self._local.take_one(name, max(1, per_hour // 4), 4 * 3600 / per_hour),
+        )
+        if wait:
+            raise _too_many(wait)
+
+    async def _take(self, names: Names) -> tuple[Counters, Taken]:
+        counters: Counters = self._shared
+
+        async def shared() -> Taken:
+            return await self._shared.take(names)
+
+        async def local() -> Taken:
+            nonlocal counters
+            counters = self._local
+            return await self._local.take(names)
+
+        taken = await self._either(shared, local)
+        if taken.wait:
+            raise _too_many(taken.wait)
+        return counters, taken
+
+    async def _either(self, shared: Callable[[], Any], local: Callable[[], Any]) -> Any:
+        """Redis, or what counts instead while Redis is away."""
+        if self._clock.now() >= self._leave_redis_until:
+            try:
+                return await shared()
+            except Unavailable as error:
+                self._leave_redis_until = self._clock.now() + RETRY_REDIS
+                log.warning("throttle_is_local", error=type(error).__name__)
+        return await local()
+
+    async def _finish(self, work: Any) -> None:
+        """Giving back is worth a try, and no reason to fail a login."""
+        try:
+            await work
+        except Unavailable as error:
+            log.warning("throttle_not_given_back", error=type(error).__name__)
+
+    def _names(self, address: str, account: str) -> Names:
+        place = address_prefix(address)
+        return Names(
+            self._name("address", place),
+            self._name("pair", f"{place} {account}"),
+            self._name("account", account),
+            self._name("known", f"{place} {account}"),
+        )
+
+    def _name(self, kind: str, value: str) -> str:
+        """One hash tag for all, so that one script reaches them on a cluster too; no raw value."""
+        digest = hmac.digest(self._key, f"{kind} {value}".encode(), "sha256")
+        return f"{self._prefix}:{{throttle}}:{kind}:{digest[:16].hex()}"
+
+
+class Attempt:
+    """One admitted attempt."""
+
+    def __init__(self, throttle: Throttle, counters: Counters, names: Names, taken: Taken) -> None:
+        self._throttle, self._counters, self._names, self._taken = throttle, counters, names, taken
+
+    async def succeeded(self) -> None:
+        """The password was right."""
+        await self._throttle._finish(self._counters.succeed(self._names, self._taken))
+
+
+def _too_many(wait: float) -> Problem:
+    return Problem("too_many_attempts", "try again later", retry_after=int(wait) + 1)
+
+
+class Turns:
+    """One at a time per name, in order of arrival; at most `limit` that run or wait in all."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """Problem `busy` when too many wait."""
+        if self._count >= self._limit:
+            raise Problem("busy", "too many people log in at once", retry_after=2)
+        lock, users = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, users + 1)
+        self._count += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._count -= 1
+            lock, users = self._locks.pop(name)
+            if users > 1:
+                self._locks[name] = (lock, users - 1)
+
+
+_COMMON = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function bucket(key, burst, interval)
+    local full = math.max(tonumber(redis.call('GET', key) or '0'), now) + interval
+    return full, math.max(0, full - now - burst * interval)
+end
+local function fill(key, full)
+    redis.call('SET', key, string.format('%.0f', full), 'PX', string.format('%.0f', math.max(1, full - now)))
+end
+local function give_back(key, interval)
+    local full = tonumber(redis.call('GET', key) or '0') - interval
+    if full > now then fill(key, full) else redis.call('DEL', key) end
+end
+"""
+
+# A bucket is the time at which it will be empty of attempts again (GCRA); times are whole milliseconds. A server that
+# was stopped may find this script long after its caller gave up and counted elsewhere: then it must not count.
+_TAKE = Script(
+    _COMMON
+    + """
+if now > tonumber(ARGV[8]) then return redis.error_reply('LATE') end
+local address_burst, address_interval = tonumber(ARGV[1]), tonumber(ARGV[2])
+local account_burst, account_interval = tonumber(ARGV[3]), tonumber(ARGV[4])
+local free, cap, forget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local pair = redis.call('HMGET', KEYS[2], 'count', 'until')
+local count, blocked = tonumber(pair[1] or '0'), tonumber(pair[2] or '0')
+local address, wait = bucket(KEYS[1], address_burst, address_interval)
+wait = math.max(wait, blocked - now)
+local known = redis.call('EXISTS', KEYS[4]) == 1
+local account
+if not known then
+    local more
+    account, more = bucket(KEYS[3], account_burst, account_interval)
+    wait = math.max(wait, more)
+end
+if wait > 0 then return {wait, 0} end
+fill(KEYS[1], address)
+if account then fill(KEYS[3], account) end
+count = count + 1
+if count >= free then blocked = now + math.min(cap, 1000 * 2 ^ math.min(count - free, 30)) end
+redis.call('HSET', KEYS[2], 'count', count, 'until', string.format('%.0f', blocked))
+redis.call('PEXPIRE', KEYS[2], forget)
+return {0, account and 1 or 0}
+"""
+)
+
+_SUCCEED = Script(
+    _COMMON
+    + """
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[4], '1', 'PX', ARGV[4])
+give_back(KEYS[1], tonumber(ARGV[1]))
+if ARGV[3] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
+return 0
+"""
+)
+
+_WITHDRAW = Script(
+    _COMMON
+    + """
+local count = tonumber(redis.call('HGET', KEYS[2], 'count') or '0') - 1
+if count > 0 then redis.call('HSET', KEYS[2], 'count', count) else redis.call('DEL', KEYS[2]) end
+if count > 0 and count < tonumber(ARGV[4]) then redis.call('HSET', KEYS[2], 'until', 0) end
+give_back(KEYS[1], tonumber(ARGV[1]))
+if ARGV[3] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
+return 0
+"""
+)
+
+_TAKE_ONE = Script(
+    _COMMON
+    + """
+if now > tonumber(ARGV[3]) then return redis.error_reply('LATE') end
+local full, wait = bucket(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
+if wait > 0 then return wait end
+fill(KEYS[1], full)
+return 0
+"""
+)
+
+
+class RedisCounters:
+    """The counters in Redis. Its being away goes to the caller as config.redis.Unavailable; nothing is sent twice."""
+
+    def __init__(self, pipe: Pipe, limits: Limits) -> None:
+        self._pipe, self._limits = pipe, limits
+
+    async def take(self, names: Names) -> Taken:
+        limits = self._limits
+        wait, from_account = await self._run(
+            _TAKE,
+            names,
+            limits.address_burst,
+            _ms(limits.address_interval),
+            limits.account_burst,
+            _ms(limits.account_interval),
+            limits.free,
+            _ms(limits.cap),
+            _ms(limits.forget),
+            self._pipe.deadline(),
+        )
+        return Taken(wait / 1000, bool(from_account))
+
+    async def succeed(self, names: Names, taken: Taken) -> None:
+        await self._run(_SUCCEED, names, *self._back(taken), _ms(self._limits.known))
+
+    async def withdraw(self, names: Names, taken: Taken) -> None:
+        await self._run(_WITHDRAW, names, *self._back(taken), self._limits.free)
+
+    async def take_one(self, name: str, burst: int, interval: float) -> float:
+        return int(await self._run(_TAKE_ONE, (name,), burst, _ms(interval), self._pipe.deadline())) / 1000
+
+    def _back(self, taken: Taken) -> tuple[int, int, int]:
+        return _ms(self._limits.address_interval), _ms(self._limits.account_interval), int(taken.from_account)
+
+    async def _run(self, script: Script, keys: Sequence[str], *arguments: int) -> Any:
+        return await self._pipe.run(script, keys, [str(a) for a in arguments])
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+class LocalCounters:
+    """The same counters in this process's memory, the longest untouched dropped first. No await happens inside."""
+
+    def __init__(self, limits: Limits, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._now = limits, now
+        self._buckets: dict[str, float] = {}
+        self._pairs: dict[str, tuple[int, float]] = {}
+
+    async def take(self, names: Names) -> Taken:
+        limits, now = self._limits, self._now()
+        count, blocked = self._pairs.get(names.pair, (0, 0.0))
+        address, wait = self._bucket(names.address, limits.address_burst, limits.address_interval)
+        account, more = self._bucket(names.account, limits.account_burst, limits.account_interval)
+        wait = max(wait, more, blocked - now)
+        if wait > 0:
+            return Taken(wait)
+        _keep(self._buckets, names.address, address)
+        _keep(self._buckets, names.account, account)
+        count += 1
+        if count >= limits.free:
+            blocked = now + min(limits.cap, 2.0 ** min(count - limits.free, 30))
+        _keep(self._pairs, names.pair, (count, blocked))
+        return Taken(0, from_account=True)
+
+    async def succeed(self, names: Names, taken: Taken) -> None:
+        self._pairs.pop(names.pair, None)
+        self._give_back(names)
+
+    async def withdraw(self, names: Names, taken: Taken) -> None:
+        count, blocked = self._pairs.get(names.pair, (1, 0.0))
+        self._pairs[names.pair] = (count - 1, blocked if count - 1 >= self._limits.free else 0.0)
+        self._give_back(names)
+
+    async def take_one(self, name: str, burst: int, interval: float) -> float:
+        full, wait = self._bucket(name, burst, interval)
+        if not wait:
+            _keep(self._buckets, name, full)
+        return wait
+
+    def _bucket(self, name: str, burst: int, interval: float) -> tuple[float, float]:
+        now = self._now()
+        full = max(self._buckets.get(name, now), now) + interval
+        return full, max(0.0, full - now - burst * interval)
+
+    def _give_back(self, names: Names) -> None:
+        for name, interval in (
+            (names.address, self._limits.address_interval),
+            (names.account, self._limits.account_interval),
+        ):
+            if name in self._buckets:
+                self._buckets[name] -= interval
+
+
+def _keep(entries: dict[str, Any], name: str, value: Any) -> None:
+    entries.pop(name, None)
+    if len(entries) >= LOCAL_ENTRIES:
+        del entries[next(iter(entries))]
+    entries[name] = value
