@@ -109,9 +109,14 @@ class Bed:
 
     async def sample(self, work: Callable[[], Awaitable[None]]) -> Sample:
         """CPU and deliveries while `work` runs."""
-        usage, delivered, began = self.server.usage(), self.client.counts().delivered, time.monotonic()
+        usage, counts, began = self.server.usage(), self.client.counts(), time.monotonic()
         await work()
-        return Sample(self.server.usage() - usage, self.client.counts().delivered - delivered, time.monotonic() - began)
+        used, after = self.server.usage() - usage, self.client.counts()
+        if after.ended > counts.ended:
+            reasons = sorted({f"{c.code} {c.reason}" for c in await self.client.closes()})
+            self.note = f"{after.ended - counts.ended:,} connections lost: {'; '.join(reasons[:3])}"
+            self.opened = after.ready
+        return Sample(used, after.delivered - counts.delivered, time.monotonic() - began)
 
     async def warm(self, connections: int) -> None:
         """What is loaded, compiled or cached by the first connections is not theirs."""
@@ -180,14 +185,14 @@ async def paced(bed: Bed, channels: Sequence[str], rate: float, seconds: float, 
 
 
 async def as_fast_as_it_goes(bed: Bed, channel: str, seconds: float, fanout: int) -> Sample:
-    """32 publishers, each with one request at a time; at most 64 publications that have not reached everybody."""
+    """32 publishers, each with one request at a time; at most 32 publications that have not reached everybody."""
     published = 0
     before = bed.client.counts().delivered
 
     async def publisher(until: float) -> None:
         nonlocal published
         while time.monotonic() < until:
-            if published - (bed.client.counts().delivered - before) / fanout >= 2 * PUBLISHERS:
+            if published - (bed.client.counts().delivered - before) / fanout >= PUBLISHERS:
                 await asyncio.sleep(0.001)
                 continue
             published += 1
