@@ -1,0 +1,201 @@
+"""What every command of `run.py` shares: its options, how it finds settings and servers, what it prints, how it exits.
+
+Failure            exit 1, with its text
+├── Away           exit 69: PostgreSQL or Redis is not there
+└── InUse          exit 75: another `run.py dev` has the folder
+SettingsError      exit 2 (config.loading)
+MigrationError     exit 1 (config.migrate)
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import cyclopts
+import msgspec
+import redis.asyncio as redis
+from cyclopts import Parameter
+
+from config import dev
+from config.database import Pool, open_pool
+from config.errors import Away, Failure, InUse
+from config.loading import Mistake, SettingsError, load
+from config.migrate import MigrationError
+from config.servers import ServerError
+from config.settings import Database, Redis, Settings, unsafe
+
+DONE, FAILED, USAGE, NOT_THERE, IN_USE = 0, 1, 2, 69, 75
+PATIENCE = 30.0
+_PAUSE = 0.5
+_SAY_EVERY = 5.0
+MIN_POSTGRES, MIN_REDIS = 150000, (7, 2)
+
+T = TypeVar("T")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """The options that every command has."""
+
+    config: Annotated[Path | None, Parameter(help="The settings file (TOML); else that of $WARDGATE_CONFIG.")] = None
+    data: Annotated[Path, Parameter(help="The folder of `run.py dev`, used where no database is set.")] = dev.FOLDER
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON on stdout.")] = False
+
+
+COMMON = Common()
+
+
+def settings_for(common: Common, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings that a command works with: those of the `run.py dev` that runs in `common.data` where none name a
+    database, else as `serve` would take them. SettingsError has what is wrong."""
+    config = str(common.config) if common.config else None
+    settings = load(config, environ, dev=True)
+    if not settings.database.url.get_secret_value() and (running := dev.running(common.data)) is not None:
+        return dev.filled(settings, running)
+    return load(config, environ)
+
+
+@contextlib.asynccontextmanager
+async def database(common: Common) -> AsyncIterator[tuple[Settings, Pool]]:
+    """The settings and an open pool for one command. Away after 30 s without a database."""
+    settings = settings_for(common)
+    await postgres_there(settings.database)
+    pool = await open_pool(settings.database)
+    try:
+        yield settings, pool
+    finally:
+        await pool.close()
+
+
+async def postgres_there(settings: Database, patience: float = PATIENCE) -> None:
+    """Return when PostgreSQL takes a connection; Away when it did not for `patience` s; Failure when it is too old."""
+
+    async def attempt() -> int:
+        connection = await asyncpg.connect(settings.url.get_secret_value(), timeout=5, command_timeout=5)
+        try:
+            return int(await connection.fetchval("show server_version_num"))
+        finally:
+            await connection.close(timeout=1)
+
+    version = await _patiently("PostgreSQL", settings.url.get_secret_value(), attempt, patience)
+    if version < MIN_POSTGRES:
+        raise Failure(f"PostgreSQL {version // 10000} is too old: 15 or later is needed")
+
+
+async def redis_there(settings: Redis, patience: float = PATIENCE) -> None:
+    """The same for Redis or Valkey."""
+
+    async def attempt() -> str:
+        client = redis.Redis.from_url(settings.url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5)
+        try:
+            return str((await client.info("server"))["redis_version"])
+        finally:
+            await client.aclose()
+
+    version = await _patiently("Redis", settings.url.get_secret_value(), attempt, patience)
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
+        raise Failure(f"Redis {version} is too old: 7.2 or later is needed, or Valkey")
+
+
+async def _patiently(what: str, url: str, attempt: Callable[[], Awaitable[T]], patience: float) -> T:
+    where, start = f"{what} at {place_of(url)}", time.monotonic()
+    said = start - _SAY_EVERY
+    while True:
+        try:
+            return await attempt()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, redis.RedisError) as error:
+            why = f"{type(error).__name__}: {error}".rstrip(": ")
+        now = time.monotonic()
+        if now - start >= patience:
+            raise Away(f"{where} is not there after {patience:.0f} s: {why}")
+        if now - said >= _SAY_EVERY:
+            said = now
+            say(f"waiting for {where}: {why}")
+        await asyncio.sleep(min(_PAUSE, patience))
+
+
+def place_of(url: str) -> str:
+    """Host, port and database of a URL, without the credentials."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}" or "?"
+    except ValueError:
+        return "?"
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(value: Any, *, as_json: bool, columns: Sequence[str] = ()) -> None:
+    """Print a result on stdout: JSON on one line, or for people: a table for a list of objects, lines for one object.
+
+    Objects are mappings, dataclasses or msgspec Structs. `columns` chooses and orders a table's.
+    """
+    plain = msgspec.to_builtins(value, enc_hook=str)
+    if as_json:
+        print(json.dumps(plain), flush=True)
+    elif isinstance(plain, list):
+        print("\n".join(_table([p for p in plain if isinstance(p, dict)], columns)), flush=True)
+    elif isinstance(plain, dict):
+        width = max((len(key) for key in plain), default=0)
+        print("\n".join(f"{key:<{width}}  {_cell(item)}" for key, item in plain.items()), flush=True)
+    else:
+        print(plain, flush=True)
+
+
+def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    if not rows:
+        return ["(none)"]
+    names = list(columns or rows[0])
+    cells = [[name.upper() for name in names], *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_cell(item) for item in value) or "-"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def main(app: cyclopts.App, arguments: Sequence[str]) -> int:
+    """Run one command; the exit code. Whatever a command returns that is no number counts as done."""
+    try:
+        result = app(list(arguments), exit_on_error=False, print_error=True, result_action="return_value")
+    except cyclopts.CycloptsError:
+        return USAGE  # printed already
+    except SettingsError as error:
+        say("\n".join(f"settings: {mistake}" for mistake in error.mistakes))
+        return USAGE
+    except (Failure, MigrationError, ServerError) as error:
+        say(f"error: {error}")
+        return NOT_THERE if isinstance(error, Away) else IN_USE if isinstance(error, InUse) else FAILED
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, redis.RedisError, OSError) as error:
+        say(f"error: {type(error).__name__}: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) and not isinstance(result, bool) else DONE
+
+
+def need(settings: Settings, *paths: str) -> None:
+    """SettingsError unless the given options are safe: for commands that need only a few of them."""
+    wrong = [Mistake(key, "", why) for key, why in unsafe(settings) if key in paths]
+    if wrong:
+        raise SettingsError(wrong)

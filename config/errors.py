@@ -1,0 +1,13 @@
+"""What a command can fail by, as its exit code tells it (`config.commands`)."""
+
+
+class Failure(Exception):
+    """A command did not do what it was asked for. The text is for people."""
+
+
+class Away(Failure):
+    """PostgreSQL or Redis is not there."""
+
+
+class InUse(Failure):
+    """Another process has the data folder."""
