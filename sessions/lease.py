@@ -101,7 +101,7 @@ class Lease:
         self._pending.extend(waiting)
 
     def settled(self, now: float) -> bool:
-        """6b: renewed against one and the same server start for L + d, so that no process lives on a lease of another."""
+        """6b: renewed against one and the same server start for L + d: no process lives on a lease of another one."""
         return self.head is not None and now - self.since >= self.head.lease + self.head.drift
 
     def pause(self, *, probe_ok: bool, behind: bool) -> float:
