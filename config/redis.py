@@ -385,6 +385,11 @@ class Bus(_Kept):
             self._drop(key, entry)
             entry.settle(Unavailable("unsubscribed"))
 
+    def hears(self, name: str) -> bool:
+        """Whether messages of `name` come in now."""
+        entry = self._names.get(name.encode())
+        return self.connected and entry is not None and entry.confirmed
+
     async def close(self) -> None:
         """End it for good, and forget every name."""
         await super().close()
