@@ -206,7 +206,7 @@ class SessionRoutes:
         by = store.Filter(subject=call.who.id)
         items, after = await self._sessions.page(by, limit=call.query.bounded(), after=_cursor(call.query.after))
         counts = await self._counts(items)
-        return OwnSessions([_own(session, counts, call.who.sid) for session in items], _next(after))
+        return OwnSessions([_own(session, counts, call.who.sid) for session in items], store.write_cursor(after))
 
     async def end_one(self, call: Call[None, Nothing]) -> web.StreamResponse | None:
         sid = call.path("sid")
@@ -235,7 +235,7 @@ class SessionRoutes:
         items, after = await self._sessions.page(by, limit=query.bounded(), after=_cursor(query.after))
         counts = await self._counts(items)
         now = self._sessions.now()
-        return AnySessions([_any(session, counts, now) for session in items], _next(after))
+        return AnySessions([_any(session, counts, now) for session in items], store.write_cursor(after))
 
     async def audited(self, call: Call[None, AuditFilter]) -> AuditRows:
         query, limit = call.query, call.query.bounded()
@@ -328,26 +328,18 @@ def _plain(name: str, value: str) -> str:
     return value
 
 
-def _next(cursor: store.Cursor | None) -> str:
-    return "" if cursor is None else f"{cursor.created_us}.{cursor.sid}"
-
-
 def _cursor(after: str) -> store.Cursor | None:
-    if not after:
-        return None
-    number, _, sid = after.partition(".")
-    return store.Cursor(_whole(number), _plain("after", sid))
+    try:
+        return store.read_cursor(after)
+    except ValueError:
+        raise invalid("after", "the `next` of the page before") from None
 
 
 def _place(after: str) -> audit.Place | None:
     if not after:
         return None
     at, _, id = after.partition(".")
-    return audit.Place(_whole(at), _whole(id))
-
-
-def _whole(text: str) -> int:
-    """A number that a bigint, and a moment of PostgreSQL's, can hold."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 17):
-        raise invalid("after", "the `next` of the page before")
-    return int(text)
+    try:
+        return audit.Place(store.whole(at), store.whole(id))
+    except ValueError:
+        raise invalid("after", "the `next` of the page before") from None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config.database import Connection, Pool
+from sessions.ids import is_sid
 from sessions.model import Ended, Position, Reading, Session, Subject
 from sessions.refresh import Generation
 
@@ -54,6 +55,12 @@ async def bump_credential_version(connection: Executor, id: str) -> int:
 
 
 _BUMP = "UPDATE subjects SET credential_version = credential_version + 1 WHERE id = $1 RETURNING credential_version"
+
+
+async def database_now(connection: Executor) -> float:
+    """The database's clock, for who has no lease that holds it."""
+    now: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return now
 
 
 # -- reading: session, subject, head and the database's time in one statement (9a)
@@ -123,6 +130,28 @@ class Cursor(NamedTuple):
 
     created_us: int
     sid: str
+
+
+def write_cursor(cursor: Cursor | None) -> str:
+    """`next` of a list; "" after the last page."""
+    return "" if cursor is None else f"{cursor.created_us}.{cursor.sid}"
+
+
+def read_cursor(after: str) -> Cursor | None:
+    """`after` of a list; ValueError for what `write_cursor` did not make."""
+    if not after:
+        return None
+    number, _, sid = after.partition(".")
+    if not is_sid(sid):
+        raise ValueError("not a cursor")
+    return Cursor(whole(number), sid)
+
+
+def whole(text: str) -> int:
+    """A number that a bigint, and a moment of PostgreSQL's, can hold; ValueError for others."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 17):
+        raise ValueError("not such a number")
+    return int(text)
 
 
 class Filter(NamedTuple):
@@ -318,7 +347,7 @@ async def meet(
 ) -> Mapping[str, Reading]:
     """Read the sessions that are there and make those that are not (and their subjects), in one statement.
 
-    `born` is the bound of the last row committed at or before `iat` by the database's clock; 0 without such a row, or
+    `born` is the seq of the last row committed at or before `iat` by the database's clock; 0 without such a row, or
     without `iat`. What another transaction was making at that moment is left out of the answer: ask again.
     """
     sights = sorted(sights, key=lambda sight: sight.sid)  # one order of locks
@@ -349,7 +378,7 @@ WITH input AS MATERIALIZED (
                           idle_seconds)
     SELECT m.sid, m.subject, m.issuer, 'external',
            CASE WHEN m.iat IS NULL THEN 0 ELSE coalesce(
-               (SELECT l.bound FROM revocation_log l WHERE l.committed_at <= to_timestamp(m.iat)
+               (SELECT l.seq FROM revocation_log l WHERE l.committed_at <= to_timestamp(m.iat)
                 ORDER BY l.committed_at DESC, l.seq DESC LIMIT 1), 0) END,
            m.device, m.address, to_timestamp($7), to_timestamp($7), to_timestamp($7::float8 + $8::float8), $9
     FROM missing m WHERE m.subject IN (SELECT id FROM u) ORDER BY m.sid

@@ -1,0 +1,139 @@
+"""The command `sessions`: look at live sessions, and end them.
+
+It works on the database directly. Ends go through the revocation log, which running gateways read at least once a
+second; so nothing else has to be there for a session to end.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from uuid import uuid4
+
+from cyclopts import App, Parameter
+
+from config.commands import COMMON, Common, database, show
+from config.database import Connection
+from config.errors import Failure
+from config.http import rfc3339
+from sessions import audit, ids, log, store
+from sessions.devices import device_name
+from sessions.model import REVOKED, Kind, Session
+
+app = App(name="sessions", help="List live sessions, look at one, and end them.")
+
+_COLUMNS = ("sid", "user", "kind", "device", "address", "created_at", "last_seen_at", "expires_at")
+
+
+@app.command(name="list")
+async def list_sessions(
+    *,
+    user: Annotated[str, Parameter(help="Only this user's.")] = "",
+    issuer: Annotated[str, Parameter(help="Only those of tokens of this external issuer.")] = "",
+    limit: Annotated[int, Parameter(help="At most so many, newest first.")] = 50,
+    after: Annotated[str, Parameter(help="The `next` of the page before.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """Live sessions, newest first."""
+    if not 1 <= limit <= 1000:
+        raise Failure("--limit is a number from 1 to 1000")
+    by = store.Filter(subject=_plain(user), issuer=_plain(issuer) or None)
+    async with database(common) as (_, pool):
+        now = await store.database_now(pool)
+        items, cursor = await store.page(pool, by, now=now, limit=limit, after=_cursor(after))
+    rows = [_shown(session, now) for session in items]
+    if common.json:
+        show({"items": rows, "next": store.write_cursor(cursor)}, as_json=True)
+    else:
+        show(rows, as_json=False, columns=_COLUMNS)
+
+
+@app.command(name="show")
+async def show_session(sid: str, *, common: Common = COMMON) -> None:
+    """One session, live or over."""
+    async with database(common) as (_, pool):
+        now = await store.database_now(pool)
+        session = await _find(pool, sid)
+    show(_shown(session, now), as_json=common.json)
+
+
+@app.command(name="end")
+async def end(
+    sid: Annotated[str, Parameter(help="The session to end.")] = "",
+    *,
+    user: Annotated[str, Parameter(help="End all sessions of this user instead.")] = "",
+    reason: Annotated[str, Parameter(help="1 to 64 characters; clients see it.")] = "ended_by_operator",
+    message: Annotated[str, Parameter(help="A sentence for the person.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """End one session, or all of a user; their connections close with 4501."""
+    if bool(sid) == bool(user):
+        raise Failure("name a session, or --user")
+    if not 1 <= len(_plain(reason)) <= 64 or len(_plain(message)) > 500:
+        raise Failure("--reason has 1 to 64 characters, --message at most 500")
+    async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
+        if sid:
+            session = await _find(connection, sid)
+            over = session.over(await store.database_now(connection)) is not None
+            entry = log.Entry(kind=Kind.SESSION, sid=session.sid, code=REVOKED, reason=reason, message=message)
+        else:
+            over = False
+            if await store.subject(connection, _plain(user), lock=True) is None:
+                raise Failure(f"there is no user {user!r}")
+            entry = log.Entry(kind=Kind.USER, subject=user, code=REVOKED, reason=reason, message=message)
+        ended = 0 if over else await _write(connection, entry)
+    show({"sid": sid, "user": user, "sessions": ended}, as_json=common.json)
+
+
+async def _write(connection: Connection, entry: log.Entry) -> int:
+    """How many live sessions it ended."""
+    receipt = uuid4().hex
+    await audit.append(
+        connection,
+        "session.ended" if entry.sid else "session.all_ended",
+        actor="cli",
+        target=f"session:{entry.sid}" if entry.sid else f"user:{entry.subject}",
+        detail={"reason": entry.reason, "message": entry.message},
+    )
+    written = await log.write(connection, [log.Group(receipt, [entry.draft(receipt)], actor="cli")])
+    return sum(committed.sessions for committed in written.receipts)
+
+
+async def _find(connection: store.Executor, sid: str) -> Session:
+    found = (await store.by_sids(connection, [sid])).get(sid) if ids.is_sid(sid) else None
+    if found is None:
+        raise Failure(f"there is no session {sid!r}")
+    return found.session
+
+
+def _shown(session: Session, now: float) -> Mapping[str, Any]:
+    ended = session.over(now)
+    return {
+        "sid": session.sid,
+        "user": session.subject.id,
+        "kind": session.kind,
+        "issuer": session.issuer,
+        "device": device_name(session.device),
+        "address": session.address,
+        "created_at": rfc3339(session.created_at),
+        "last_seen_at": rfc3339(session.last_seen_at),
+        "expires_at": rfc3339(session.expires_at),
+        "idle_expires_at": rfc3339(session.idle_expires_at),
+        "ended": None if ended is None else {"code": ended.code, "reason": ended.reason, "at": rfc3339(ended.at)},
+    }
+
+
+def _cursor(after: str) -> store.Cursor | None:
+    try:
+        return store.read_cursor(_plain(after))
+    except ValueError:
+        raise Failure("--after is the `next` of the page before") from None
+
+
+def _plain(text: str) -> str:
+    """Text as PostgreSQL can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Failure("an option is no UTF-8") from None
+    if "\x00" in text:
+        raise Failure("an option has a NUL character")
+    return text
