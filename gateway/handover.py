@@ -1,0 +1,85 @@
+"""The socket between the supervisor and one worker: what goes over it, and how bytes become messages again.
+
+A Unix stream socket carries lines. Down go a `Setup`, connections (the line `+`, with the descriptor beside it) and a
+`Drain`; up go `Report`s. The end of the stream means that the other side is gone. No process and no loop lives here.
+"""
+
+import socket
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+TAKE = b"+\n"
+_MAX_DESCRIPTORS = 64
+_BUFFER = 1 << 20
+
+
+class Setup(msgspec.Struct, frozen=True, tag="setup"):
+    """Everything a worker is told before it starts. `node`: 32 hex digits, new for every process."""
+
+    settings: dict[str, Any]
+    node: str
+    dev: bool
+    roles: tuple[str, ...] = ()
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Send everyone elsewhere within so many seconds, and end."""
+
+    seconds: float
+
+
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    """How a worker stands. `taken`: connections that it was passed, of all time; `ended`: it will take no more."""
+
+    ready: bool
+    why: str
+    connections: int
+    taken: int
+    ended: bool = False
+
+
+Message = Setup | Drain | Report
+_decoder = msgspec.json.Decoder(Message)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends, neither blocking."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in ends:
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    return ends
+
+
+def encode(message: Message) -> bytes:
+    """One line."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+class Receiver:
+    """Reads one end."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._rest = b""
+        self._descriptors: deque[int] = deque()
+        self.ended = False
+
+    def read(self) -> Iterator[Message | int]:
+        """What has arrived: messages, and connections' descriptors, which are the caller's now. `ended` at the end."""
+        try:
+            data, descriptors, _flags, _address = socket.recv_fds(self._end, 65536, _MAX_DESCRIPTORS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data, descriptors = b"", []
+        self._descriptors.extend(descriptors)
+        if not data:
+            self.ended = True
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            yield self._descriptors.popleft() if line == b"+" else _decoder.decode(line)
