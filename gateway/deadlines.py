@@ -1,7 +1,7 @@
 """When something falls due for a peer: one heap for all deadlines, and a wheel of buckets for the pings.
 
-No timer per peer and none that decides: whoever drives these reads the clock (the one that counts suspend) and asks what
-is due. What a due peer gets is not decided here.
+No timer per peer and none that decides: whoever drives these reads the clock (the one that counts suspend) and asks
+what is due. What a due peer gets is not decided here.
 """
 
 import heapq
@@ -95,7 +95,7 @@ class Deadlines(Generic[O]):
 
 
 class Pinged(Protocol):
-    """Who is pinged. The first two slots belong to `Wheel`; `pings` counts pings without a pong."""
+    """Who is pinged. `bucket` (-1: in none) and `place` belong to `Wheel`; `pings` counts pings without a pong."""
 
     bucket: int
     place: int
@@ -125,9 +125,6 @@ class Wheel(Generic[P]):
         self._forgiven = 0
         self.size = 0
 
-    def __iter__(self) -> "object":
-        raise TypeError("use members(): buckets change while peers close")
-
     def members(self) -> list[P]:
         """Everyone, as a list of its own."""
         return [member for bucket in self._buckets for member in bucket]
@@ -139,7 +136,6 @@ class Wheel(Generic[P]):
         member.bucket = (self._tick + 1 + min(ahead, count - 1)) % count
         bucket = self._buckets[member.bucket]
         member.place = len(bucket)
-        member.pings = 0
         bucket.append(member)
         self.size += 1
 
