@@ -175,7 +175,7 @@ class ExternalTokens:
     ) -> None:
         self._now, self._clock, self._fetch = now, clock, fetch
         self._no_anonymous, self._insecure = settings.disallow_anonymous_connection_tokens, settings.insecure
-        self._remembered: Remembered[ConnectToken] = Remembered()
+        self._remembered: Remembered[bytes, ConnectToken] = Remembered()
         self._default = self._verifier("", settings.token)
         self._named = {i.issuer or i.name: self._verifier(i.name, _named_issuer(i)) for i in settings.issuers}
         own = settings.subscription_token

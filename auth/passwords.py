@@ -58,17 +58,14 @@ def acceptable(field: str, password: str, min_length: int) -> str:
 
 
 class Verdict(NamedTuple):
-    """What a check found. `rehash` is a new stored form when the old one's cost or pepper is not today's."""
+    """What a check found. `old`: right, but in a form that is not today's (cost or pepper): hash it again."""
 
     right: bool
-    rehash: str | None = None
+    old: bool = False
 
 
 class Hasher:
-    """Today's cost and pepper, and yesterday's peppers.
-
-    `hash` and `check` cost one bcrypt; a right password in an old form costs a second, for the new one.
-    """
+    """Today's cost and pepper, and yesterday's peppers. `hash` and `check` cost one bcrypt each."""
 
     def __init__(self, cost: int, pepper: bytes, previous: Iterable[bytes] = ()) -> None:
         self._cost = cost
@@ -90,7 +87,7 @@ class Hasher:
             except (ValueError, KeyError):
                 log.error("password_hash_damaged", stored_length=len(stored))
             else:
-                return Verdict(right, self.hash(password) if right and self._old(stored) else None)
+                return Verdict(right, right and self._old(stored))
         self._matches(self._decoy, password)
         return Verdict(False)
 

@@ -24,6 +24,7 @@ AHEAD = 5.0  # s that `iat` may lie ahead: two processes' samples of one clock
 REMEMBERED = 4096
 LAST_TIME = 1 << 40  # no `exp` of ours lies in the year 36812
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -59,17 +60,18 @@ class UnknownKey(TokenInvalid):
     """A token in our form whose key this process has not read (yet)."""
 
 
-class Remembered(dict[bytes, T]):
-    """Verified tokens by digest, the oldest dropped first."""
+class Remembered(dict[K, T]):
+    """What was found out lately, the oldest dropped first."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         super().__init__()
         self._limit = limit
 
-    def keep(self, digest: bytes, value: T) -> None:
+    def keep(self, key: K, value: T) -> None:
+        self.pop(key, None)
         if len(self) >= self._limit:
             del self[next(iter(self))]
-        self[digest] = value
+        self[key] = value
 
 
 def digest(token: str) -> bytes:
@@ -85,7 +87,7 @@ class AccessTokens:
     def __init__(self, keys: Keys, settings: Auth, *, now: Callable[[], float]) -> None:
         self._keys, self._now = keys, now
         self._issuer, self._audience, self._ttl = settings.issuer, settings.audience, settings.access_token_ttl
-        self._remembered: Remembered[Claims] = Remembered()
+        self._remembered: Remembered[bytes, Claims] = Remembered()
 
     def make(self, reading: Reading) -> tuple[str, int]:
         """A token for a live session as it was read, and the whole seconds that it lives.

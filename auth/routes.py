@@ -1,0 +1,426 @@
+"""Accounts over HTTP, in the shapes of interface.md; and `Accounts`, which puts this room together for a process.
+
+What a deed does stands in `service`, who may ask in `identity`. A person's own sessions, and everyone's, are served by
+`sessions.routes`, revocations by `sessions.admin`; they are mounted here because they need the same parts.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+
+from auth import users
+from auth.api_keys import ApiKeys
+from auth.external import ExternalTokens
+from auth.identity import READING, Identity
+from auth.keys import Keys, key_sealer
+from auth.passwords import Passwords
+from auth.service import Client, LoggedIn, Users
+from auth.throttle import Throttle
+from auth.tokens import AccessTokens
+from auth.users import User
+from config.clock import Clock
+from config.database import Pool
+from config.http import Call, Nothing, Paging, Problem, Route, invalid, mount, reply, require_same_origin, rfc3339
+from config.redis import Pipe
+from config.settings import Settings
+from sessions import cookies
+from sessions.cookies import CookieStorage
+from sessions.model import Reading
+from sessions.refresh import client_binding
+from sessions.revocations import Receipt, Revocations
+from sessions.routes import Connections, SessionRoutes, SessionView, view
+from sessions.service import Sessions
+
+Text = Annotated[str, msgspec.Meta(max_length=8192)]
+Mode = Literal["cookie", "token"]
+
+JWKS_FOR = 60  # s that a reader of the key set may keep it; a new key is published for longer before it signs
+
+
+class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new account. `mode` as in a login."""
+
+    email: Text
+    password: Text
+    display_name: Text = ""
+    mode: Mode = "cookie"
+
+
+class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode` "cookie" sets the session cookie; "token", for native and game clients, gives tokens instead."""
+
+    email: Text
+    password: Text
+    mode: Mode = "cookie"
+
+
+class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    refresh_token: Text
+
+
+class ChangePassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    current_password: Text
+    new_password: Text
+
+
+class ChangeUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left out stays. `reason` is kept in the audit."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    disabled: bool | None = None
+    roles: Annotated[list[Annotated[str, msgspec.Meta(max_length=32)]], msgspec.Meta(max_length=16)] | None = None
+
+
+class UserFilter(Paging, frozen=True, forbid_unknown_fields=True):
+    """`email`: how the address begins."""
+
+    email: str = ""
+    role: str = ""
+    disabled: bool | None = None
+
+
+class UserView(msgspec.Struct, frozen=True):
+    """A user as they see themselves."""
+
+    id: str
+    email: str
+    display_name: str
+    roles: list[str]
+    created_at: str
+
+
+class AnyUser(msgspec.Struct, frozen=True):
+    """A user as admins see them. `failures`: wrong passwords since the last right one."""
+
+    id: str
+    email: str
+    display_name: str
+    roles: list[str]
+    created_at: str
+    disabled: bool
+    failures: int
+    last_login_at: str | None
+
+
+class AnyUsers(msgspec.Struct, frozen=True):
+    items: list[AnyUser]
+    next: str
+
+
+class LoggedInView(msgspec.Struct, frozen=True):
+    """A session that was just opened. The tokens are there in token mode only."""
+
+    user: UserView
+    session: SessionView
+    access_token: str | msgspec.UnsetType = msgspec.UNSET
+    token_type: str | msgspec.UnsetType = msgspec.UNSET
+    expires_in: int | msgspec.UnsetType = msgspec.UNSET
+    refresh_token: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class AccessToken(msgspec.Struct, frozen=True):
+    access_token: str
+    expires_in: int
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    access_token: str
+    token_type: str
+    expires_in: int
+    refresh_token: str
+
+
+class Me(msgspec.Struct, frozen=True):
+    user: UserView
+    session: SessionView
+
+
+class UserChanged(msgspec.Struct, frozen=True):
+    """`revocation` is null when nothing changed that a session is held to."""
+
+    user: AnyUser
+    revocation: Receipt | None
+
+
+class AccountRoutes:
+    """The handlers, over what they need."""
+
+    def __init__(self, people: Users, sessions: Sessions, tokens: AccessTokens, keys: Keys) -> None:
+        self._people, self._sessions, self._tokens, self._keys = people, sessions, tokens, keys
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "POST",
+                "/auth/register",
+                self.register,
+                "A new account and its first session",
+                body=Register,
+                result=LoggedInView,
+                status=201,
+                errors=("cross_site", "forbidden", "email_taken", "too_many_attempts", "busy"),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/login",
+                self.log_in,
+                "A new session",
+                body=LogIn,
+                result=LoggedInView,
+                errors=("cross_site", "forbidden", "invalid_credentials", "too_many_attempts", "busy"),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/token",
+                self.token,
+                "An access token for a page with a session cookie",
+                body=Nothing,
+                result=AccessToken,
+                access="session",
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/refresh",
+                self.refresh,
+                "A new access and refresh token",
+                body=Refresh,
+                result=Refreshed,
+                errors=("unauthenticated", "session_ended"),
+                tag="accounts",
+            ),
+            Route("GET", "/auth/me", self.me, "Who I am, and my session", result=Me, access="session", tag="accounts"),
+            Route(
+                "POST",
+                "/auth/password",
+                self.change_password,
+                "A new password; my other sessions end",
+                body=ChangePassword,
+                access="session",
+                errors=("invalid_credentials", "too_many_attempts", "busy"),
+                tag="accounts",
+            ),
+            Route(
+                "GET",
+                "/admin/users",
+                self.everyone,
+                "Accounts, oldest first",
+                query=UserFilter,
+                result=AnyUsers,
+                access="admin",
+                scope="users",
+                tag="admin",
+            ),
+            Route(
+                "PATCH",
+                "/admin/users/{id}",
+                self.change_user,
+                "Disable or enable a user, or give other roles",
+                body=ChangeUser,
+                result=UserChanged,
+                access="admin",
+                scope="users",
+                errors=("not_found", "outcome_unknown"),
+                tag="admin",
+            ),
+            Route(
+                "GET",
+                "/.well-known/jwks.json",
+                self.jwks,
+                "The public keys of the access tokens",
+                result=dict[str, list[dict[str, str]]],
+                tag="accounts",
+            ),
+        ]
+
+    # -- becoming someone
+
+    async def register(self, call: Call[Register, Nothing]) -> LoggedInView:
+        body = call.body
+        client = await self._client(call, body.mode)
+        done = await self._people.register(body.email, body.password, body.display_name, body.mode, client)
+        return await self._logged_in(call, done)
+
+    async def log_in(self, call: Call[LogIn, Nothing]) -> LoggedInView:
+        body = call.body
+        client = await self._client(call, body.mode)
+        done = await self._people.log_in(body.email, body.password, body.mode, client)
+        return await self._logged_in(call, done)
+
+    async def _client(self, call: Call[Any, Any], mode: Mode) -> Client:
+        """A login that sets a cookie must come from our pages, and replaces the session of the cookie before."""
+        replaces = ""
+        if mode == "cookie":
+            require_same_origin(call.request)
+            before = await cookies.reading(call.request)
+            replaces = "" if before is None else before.session.sid
+        return Client(call.address, call.request.headers.get("User-Agent", ""), replaces)
+
+    async def _logged_in(self, call: Call[Any, Any], done: LoggedIn) -> LoggedInView:
+        reading = done.opened.reading
+        user, session = user_view(done.user), view(reading.session)
+        if reading.session.kind == "cookie":
+            await cookies.start(call.request, done.opened)
+            return LoggedInView(user, session)
+        token, expires_in = self._tokens.make(reading)
+        return LoggedInView(user, session, token, "Bearer", expires_in, done.opened.refresh_token)
+
+    async def token(self, call: Call[Nothing, Nothing]) -> AccessToken:
+        if call.who.via != "cookie":
+            raise Problem("forbidden", "this takes the session cookie; with tokens use /auth/refresh")
+        return AccessToken(*self._tokens.make(call.request[READING]))
+
+    async def refresh(self, call: Call[Refresh, Nothing]) -> Refreshed:
+        binding = client_binding(call.request.headers.get("User-Agent", ""), call.address)
+        renewed = await self._sessions.refresh(call.body.refresh_token, binding)
+        token, expires_in = self._tokens.make(renewed.reading)
+        return Refreshed(token, "Bearer", expires_in, renewed.refresh_token)
+
+    # -- being someone
+
+    async def me(self, call: Call[None, Nothing]) -> Me:
+        reading = await self._reading(call)
+        user = await self._people.find(call.who.id)
+        if user is None:
+            raise Problem("not_found")
+        return Me(user_view(user), view(reading.session))
+
+    async def _reading(self, call: Call[Any, Any]) -> Reading:
+        reading: Reading | None = call.request.get(READING)
+        if reading is not None:
+            return reading
+        found = await self._sessions.by_sid(call.who.sid or "")
+        if found is None:
+            raise Problem("unauthenticated", "there is no such session")
+        return await self._sessions.admit(found)
+
+    async def change_password(self, call: Call[ChangePassword, Nothing]) -> None:
+        client = Client(call.address, call.request.headers.get("User-Agent", ""))
+        body, who = call.body, call.who
+        await self._people.change_password(who.id, who.sid or "", body.current_password, body.new_password, client)
+
+    # -- for admins
+
+    async def everyone(self, call: Call[None, UserFilter]) -> AnyUsers:
+        query = call.query
+        active = None if query.disabled is None else not query.disabled
+        by = users.Filter(
+            users.email_key(_plain("email", query.email)) or None, _plain("role", query.role) or None, active
+        )
+        items, cursor = await self._people.page(by, limit=query.bounded(), after=_cursor(query.after))
+        return AnyUsers([any_user(user) for user in items], "" if cursor is None else "{}.{}".format(*cursor))
+
+    async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:
+        body, who = call.body, call.who
+        user, receipt = await self._people.change(
+            _plain("id", call.path("id")),
+            disabled=body.disabled,
+            roles=body.roles,
+            reason=body.reason,
+            actor=who.name,
+            sid=who.sid or "",
+            address=call.address,
+        )
+        return UserChanged(any_user(user), receipt)
+
+    # -- for everyone
+
+    async def jwks(self, _call: Call[None, Nothing]) -> web.StreamResponse:
+        return reply(self._keys.jwks(), headers={"Cache-Control": f"public, max-age={JWKS_FOR}"})
+
+
+def user_view(user: User) -> UserView:
+    return UserView(user.id, user.email, user.display_name, list(user.roles), rfc3339(user.created_at))
+
+
+def any_user(user: User) -> AnyUser:
+    return AnyUser(
+        user.id,
+        user.email,
+        user.display_name,
+        list(user.roles),
+        rfc3339(user.created_at),
+        not user.active,
+        user.failures,
+        None if user.last_login_at is None else rfc3339(user.last_login_at),
+    )
+
+
+def _plain(name: str, value: str) -> str:
+    """Text that PostgreSQL can compare with."""
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:
+        raise invalid(name, "not UTF-8") from None
+    if b"\x00" in raw or len(raw) > 600:
+        raise invalid(name, "at most 600 bytes without NUL")
+    return value
+
+
+def _cursor(after: str) -> users.Cursor | None:
+    if not after:
+        return None
+    number, _, id = after.partition(".")
+    if not (number.isascii() and number.isdigit() and len(number) <= 17):
+        raise invalid("after", "the `next` of the page before")
+    return users.Cursor(int(number), _plain("after", id))
+
+
+class Accounts:
+    """This room in one process: its parts, joined.
+
+    `connections` counts live connections by sid, for lists of sessions. `identity` judges credentials (`config.http`'s
+    IDENTIFY), `cookies` is the storage for aiohttp-session.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        revocations: Revocations,
+        sessions: Sessions,
+        pipe: Pipe,
+        *,
+        clock: Clock,
+        connections: Connections,
+        secure: bool,
+    ) -> None:
+        now = revocations.database_now
+        secret = settings.sessions.secret_key.get_secret_value().encode()
+        self._pool, self._connections, self._sessions = pool, connections, sessions
+        self.keys = Keys(pool, key_sealer(settings.sessions), settings.auth.access_token_algorithm, clock=clock)
+        self.tokens = AccessTokens(self.keys, settings.auth, now=now)
+        self.external = ExternalTokens(settings.client, now=now, clock=clock)
+        self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), clock=clock)
+        self.passwords = Passwords(settings.auth)
+        throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret, clock=clock)
+        self.people = Users(pool, revocations, sessions, self.passwords, throttle, settings.auth)
+        self.identity = Identity(
+            sessions,
+            revocations,
+            keys=self.keys,
+            tokens=self.tokens,
+            external=self.external,
+            api_keys=self.api_keys,
+            idle=settings.sessions.idle,
+        )
+        self.cookies = CookieStorage(sessions, secure=secure)
+
+    async def start(self) -> None:
+        """After sessions. Raises KeysUnreadable when the signing keys are sealed with an unknown secret."""
+        await self.keys.start()
+        await self.people.start()
+
+    async def close(self) -> None:
+        await self.people.close()
+        await self.api_keys.close()
+        await self.keys.close()
+        self.passwords.close()
+
+    def mount(self, app: web.Application) -> None:
+        """Serve what is about accounts, sessions and revocations."""
+        mount(app, AccountRoutes(self.people, self._sessions, self.tokens, self.keys).routes())
+        mount(app, SessionRoutes(self._sessions, self._pool, self._connections).routes())

@@ -1,0 +1,330 @@
+"""What happens to accounts: registering, logging in, changing a password, and what an admin changes.
+
+Each deed is one straight line: the limit, the password (one hash, whoever it is), then one transaction in which
+`sessions` does its part. How HTTP names these things stands in `routes`.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import structlog
+
+from auth import passwords as policy
+from auth import users
+from auth.passwords import Passwords
+from auth.throttle import Throttle
+from auth.users import Account, User
+from config.database import Pool
+from config.http import Problem, invalid
+from config.settings import Auth
+from config.tasks import Tasks
+from sessions import audit, store
+from sessions.errors import SessionEnded, Stale, translated
+from sessions.model import DISABLED, REVOKED, Kind
+from sessions.revocations import Entry, Receipt, Revocations, Writing
+from sessions.service import Opened, Sessions
+
+Mode = Literal["cookie", "token"]
+
+FLUSH_FAILURES = 1.0
+MAX_ROLES = 16
+_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+log = structlog.get_logger(__name__)
+
+
+class Client(NamedTuple):
+    """Who asks: the address as far as it can be trusted, the user agent, and the sid of the cookie that came along."""
+
+    address: str
+    device: str
+    replaces: str = ""
+
+
+class LoggedIn(NamedTuple):
+    """A user with a session that was just opened."""
+
+    user: User
+    opened: Opened
+
+
+class Users:
+    """One a process."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        revocations: Revocations,
+        sessions: Sessions,
+        passwords: Passwords,
+        throttle: Throttle,
+        settings: Auth,
+    ) -> None:
+        self._pool, self._revocations, self._sessions = pool, revocations, sessions
+        self._passwords, self._throttle, self._settings = passwords, throttle, settings
+        self._failures: dict[str, int] = {}
+        self._tasks = Tasks()
+
+    async def start(self) -> None:
+        self._tasks.keep("auth: failures", self._keep_failures)
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self.flush()
+
+    # -- becoming someone
+
+    async def register(self, email: str, password: str, display_name: str, mode: Mode, client: Client) -> LoggedIn:
+        """A new account and its first session. Problems: forbidden, invalid, too_many_attempts, email_taken, busy."""
+        self._require_local()
+        if not self._settings.registration:
+            raise Problem("forbidden", "registration is closed")
+        if not users.is_email(email):
+            raise invalid("email", "an e-mail address")
+        if not users.is_display_name(display_name):
+            raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
+        normal = policy.acceptable("password", password, self._passwords.min_length)
+        await self._throttle.register(client.address, self._settings.register_per_address_per_hour)
+        with translated():
+            if await users.by_email(self._pool, users.email_key(email)) is not None:
+                raise Problem("email_taken")
+        stored = await self._passwords.hash(normal)
+        id = users.new_id()
+        with translated():
+            async with self._revocations.writing(actor=f"user:{id}") as writing:
+                return await self._create(writing, id, email, display_name, stored, mode, client)
+
+    async def _create(
+        self, writing: Writing, id: str, email: str, display_name: str, stored: str, mode: Mode, client: Client
+    ) -> LoggedIn:
+        await store.create_subject(writing.connection, id)
+        made = await users.insert(writing.connection, id, email, display_name, stored)
+        if made is None:
+            raise Problem("email_taken")
+        await audit.append(
+            writing.connection, "user.created", actor=f"user:{id}", target=f"user:{id}", address=client.address
+        )
+        opened = await self._open(writing, id, 1, mode, client)
+        return LoggedIn(User(id, email, display_name, (), made, True), opened)
+
+    async def log_in(self, email: str, password: str, mode: Mode, client: Client) -> LoggedIn:
+        """A new session for whoever knows the password.
+
+        Unknown, wrong, damaged and disabled are one answer and one hash: `invalid_credentials`. Other problems:
+        invalid (no text that could be a password), too_many_attempts, busy.
+        """
+        self._require_local()
+        normal = policy.bounded("password", password)
+        if len(email) > users.MAX_EMAIL:
+            raise invalid("email", f"at most {users.MAX_EMAIL} characters")
+        key = users.email_key(email)
+        async with self._throttle.attempt(client.address, key) as attempt:
+            with translated():
+                account = await users.by_email(self._pool, key)
+            verdict = await self._passwords.check(account and account.password_hash, normal)
+            if account is None or not (verdict.right and account.user.active):
+                self._count_failure(account)
+                raise Problem("invalid_credentials")
+            await attempt.succeeded()
+            rehash = await self._fresh(normal) if verdict.old else None
+            return await self._enter(account, rehash, mode, client)
+
+    async def _enter(self, account: Account, rehash: str | None, mode: Mode, client: Client) -> LoggedIn:
+        user = account.user
+        self._failures.pop(user.id, None)
+        try:
+            with translated():
+                async with self._revocations.writing(actor=f"user:{user.id}") as writing:
+                    opened = await self._open(writing, user.id, account.credential_version, mode, client)
+                    await users.logged_in(writing.connection, user.id, rehash)
+        except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
+            raise Problem("invalid_credentials") from None
+        return LoggedIn(user, opened)
+
+    async def _open(self, writing: Writing, id: str, version: int, mode: Mode, client: Client) -> Opened:
+        return await self._sessions.open(
+            writing,
+            id,
+            credential_version=version,
+            kind=mode,
+            device=client.device,
+            address=client.address,
+            replaces=client.replaces,
+        )
+
+    async def _fresh(self, password: str) -> str | None:
+        """The password in today's form, unless the pool is full: then at another login."""
+        try:
+            return await self._passwords.hash(password)
+        except Problem:
+            return None
+
+    def _require_local(self) -> None:
+        if not self._settings.local_accounts:
+            raise Problem("forbidden", "accounts are kept elsewhere")
+
+    # -- a new password
+
+    async def change_password(self, id: str, sid: str, current: str, new: str, client: Client) -> None:
+        """Another password; every other session of the user ends with it, this one stays.
+
+        Problems: invalid_credentials (the current one is wrong; counted like a login), invalid, session_ended.
+        """
+        old = policy.bounded("current_password", current)
+        normal = policy.acceptable("new_password", new, self._passwords.min_length)
+        with translated():
+            account = await users.by_id(self._pool, id)
+        if account is None:
+            raise Problem("forbidden", "this account's password is kept elsewhere")
+        async with self._throttle.attempt(client.address, account.email_key) as attempt:
+            verdict = await self._passwords.check(account.password_hash, old)
+            if not verdict.right:
+                self._count_failure(account)
+                raise Problem("invalid_credentials")
+            await attempt.succeeded()
+        stored = await self._passwords.hash(normal)
+        with translated():
+            async with self._revocations.writing(actor=f"user:{id}") as writing:
+                await self._replace_password(writing, account, sid, stored, client)
+
+    async def _replace_password(
+        self, writing: Writing, account: Account, sid: str, stored: str, client: Client
+    ) -> None:
+        """Lock order: subject, sessions, users. The version is demanded as it was verified (2a)."""
+        connection, id = writing.connection, account.user.id
+        subject = await store.subject(connection, id, lock=True)
+        if subject is None or subject.credential_version != account.credential_version:
+            raise Stale
+        ended = await end_logins(writing, id, self._revocations.database_now(), except_sid=sid)
+        await writing.require_live(sid)
+        await store.bump_credential_version(connection, id)
+        await users.set_password(connection, id, stored)
+        await audit.append(
+            connection,
+            "user.password_changed",
+            actor=f"user:{id}",
+            target=f"user:{id}",
+            sid=sid,
+            address=client.address,
+            detail={"sessions_ended": ended},
+        )
+
+    # -- what admins do
+
+    async def find(self, id: str) -> User | None:
+        """Anyone who has been here, accounts of other issuers too."""
+        with translated():
+            return await users.find(self._pool, id)
+
+    async def page(
+        self, by: users.Filter, *, limit: int, after: users.Cursor | None
+    ) -> tuple[list[User], users.Cursor | None]:
+        with translated():
+            return await users.page(self._pool, by, limit=limit, after=after)
+
+    async def change(
+        self,
+        id: str,
+        *,
+        disabled: bool | None,
+        roles: Iterable[str] | None,
+        reason: str,
+        actor: str,
+        sid: str = "",
+        address: str = "",
+    ) -> tuple[User, Receipt | None]:
+        """Disable, enable, or give other roles; the receipt of what that ended or changed. Problem `not_found`."""
+        wanted = None if roles is None else checked_roles(roles)
+        with translated():
+            async with self._revocations.writing(actor=actor) as writing:
+                await change_user(
+                    writing, id, disabled=disabled, roles=wanted, reason=reason, actor=actor, sid=sid, address=address
+                )
+                user = await users.find(writing.connection, id)
+        assert user is not None  # noqa: S101 - it was changed just now
+        return user, writing.receipt
+
+    # -- failures are written a little later: a login's answer must not tell by its time that there is an account
+
+    def _count_failure(self, account: Account | None) -> None:
+        if account is not None:
+            self._failures[account.user.id] = self._failures.get(account.user.id, 0) + 1
+
+    async def _keep_failures(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_FAILURES)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write the failures that were counted. What cannot be written is kept for the next time."""
+        if not self._failures:
+            return
+        counts, self._failures = self._failures, {}
+        try:
+            with translated():
+                await users.add_failures(self._pool, counts)
+        except Problem:
+            for id, count in counts.items():
+                self._failures[id] = self._failures.get(id, 0) + count
+            log.warning("failures_not_written")
+
+
+async def end_logins(writing: Writing, id: str, now: float, *, except_sid: str = "") -> int:
+    """End every live session of a locked subject but one, because the password changed; how many these are."""
+    live = await store.lock_live(writing.connection, id, now=now, limit=2000)
+    others = [sid for sid in live if sid != except_sid]
+    for sid in others:
+        writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REVOKED, reason="password_changed"))
+    return len(others)
+
+
+def checked_roles(roles: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in order; 422 for what is no role's name."""
+    distinct = tuple(sorted(set(roles)))
+    if len(distinct) > MAX_ROLES or not all(_ROLE.fullmatch(role) for role in distinct):
+        raise invalid("roles", f"at most {MAX_ROLES} names of a-z, 0-9, _ and -, up to 32 characters each")
+    return distinct
+
+
+async def change_user(
+    writing: Writing,
+    id: str,
+    *,
+    disabled: bool | None,
+    roles: tuple[str, ...] | None,
+    reason: str,
+    actor: str,
+    sid: str = "",
+    address: str = "",
+) -> None:
+    """What `Users.change` does, in the caller's transaction. What is so already changes nothing.
+
+    `sid`: the session that acts; it must be live in this transaction (7e).
+    """
+    before = await store.subject(writing.connection, id, lock=True)
+    if sid:
+        await writing.require_live(sid)
+    if before is None:
+        raise Problem("not_found")
+    active = before.active if disabled is None else not disabled
+    wanted = before.roles if roles is None else roles
+    await store.change_subject(writing.connection, id, active=active, roles=wanted)
+    if before.active and not active:
+        writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason))
+    elif set(wanted) != set(before.roles):
+        writing.append(Entry(kind=Kind.RIGHTS, subject=id, reason=reason))
+    await audit.append(
+        writing.connection,
+        "user.changed",
+        actor=actor,
+        target=f"user:{id}",
+        sid=sid,
+        address=address,
+        detail={
+            "reason": reason,
+            "before": {"disabled": not before.active, "roles": list(before.roles)},
+            "after": {"disabled": not active, "roles": list(wanted)},
+        },
+    )

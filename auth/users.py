@@ -1,0 +1,209 @@
+"""The SQL of accounts, and what an e-mail address and a user id are. Nothing here decides who may do what.
+
+A user is a row here and a subject in sessions; a subject without a row here is another issuer's user. Lock order:
+subjects before users.
+"""
+
+import base64
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from config.database import Connection, Pool
+
+Executor = Connection | Pool
+
+MAX_EMAIL = 254  # RFC 5321 4.5.3.1.3, less the angle brackets
+MAX_KEY = 512  # one character of compatibility can fold to eighteen
+MAX_NAME = 100
+
+_LOCAL = re.compile(r"[^\s@\"(),:;<>\[\\\]]{1,64}")
+_LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
+
+
+class User(msgspec.Struct, frozen=True):
+    """A person as everyone may read them who may read them at all. `created_at` is unix seconds."""
+
+    id: str
+    email: str
+    display_name: str
+    roles: tuple[str, ...]
+    created_at: float
+    active: bool
+    failures: int = 0
+    last_login_at: float | None = None
+
+
+class Account(NamedTuple):
+    """What a login is checked against."""
+
+    user: User
+    email_key: str
+    password_hash: str | None
+    credential_version: int
+
+
+def new_id() -> str:
+    """`u_` and 26 characters of base32: 128 random bits."""
+    return "u_" + base64.b32encode(os.urandom(16)).decode().rstrip("=").lower()
+
+
+def email_key(email: str) -> str:
+    """What makes an address one address: compatibility forms and cases are folded."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", email).casefold())
+
+
+def is_email(text: str) -> bool:
+    """Whether mail could go there: one @, no spaces or controls or quotes, a domain of labels. Not whether it would."""
+    local, at, domain = text.rpartition("@")
+    if not at or len(text.encode(errors="replace")) > MAX_EMAIL or not text.isprintable():
+        return False
+    if len(email_key(text).encode(errors="replace")) > MAX_KEY:
+        return False
+    if local.startswith(".") or local.endswith(".") or ".." in local or not _LOCAL.fullmatch(local):
+        return False
+    return all(_LABEL.fullmatch(label) and "_" not in label for label in domain.split("."))
+
+
+def is_display_name(text: str) -> bool:
+    """Printable in one line, at most 100 characters; may be empty."""
+    return len(text) <= MAX_NAME and text.isprintable()
+
+
+_USER = """
+    u.id, u.email, u.display_name, s.roles, extract(epoch from u.created_at)::float8 as created_at,
+    s.state = 'active' as active, u.failures, extract(epoch from u.last_login_at)::float8 as last_login_at"""
+
+
+def _user(record: Any) -> User:
+    return User(
+        record["id"],
+        record["email"],
+        record["display_name"],
+        tuple(record["roles"]),
+        record["created_at"],
+        record["active"],
+        record["failures"],
+        record["last_login_at"],
+    )
+
+
+def _account(record: Any) -> Account | None:
+    if record is None:
+        return None
+    return Account(_user(record), record["email_key"], record["password_hash"], record["credential_version"])
+
+
+async def by_email(connection: Executor, key: str) -> Account | None:
+    """The account of an `email_key`."""
+    return _account(await connection.fetchrow(_ACCOUNT + "where u.email_key = $1", key))
+
+
+async def by_id(connection: Executor, id: str) -> Account | None:
+    """The account with this id."""
+    return _account(await connection.fetchrow(_ACCOUNT + "where u.id = $1", id))
+
+
+_ACCOUNT = f"""
+select {_USER}, u.email_key, u.password_hash, s.credential_version
+from users u join subjects s on s.id = u.id
+"""  # noqa: S608 - constants of this module
+
+
+async def find(connection: Executor, id: str) -> User | None:
+    """Anyone who has a subject: another issuer's user has no e-mail address and no name here."""
+    record = await connection.fetchrow(_FIND, id)
+    return None if record is None else _user(record)
+
+
+_FIND = """
+select s.id, coalesce(u.email, '') as email, coalesce(u.display_name, '') as display_name, s.roles,
+    extract(epoch from coalesce(u.created_at, s.created_at))::float8 as created_at, s.state = 'active' as active,
+    coalesce(u.failures, 0) as failures, extract(epoch from u.last_login_at)::float8 as last_login_at
+from subjects s left join users u on u.id = s.id where s.id = $1
+"""
+
+
+async def insert(connection: Connection, id: str, email: str, display_name: str, password_hash: str) -> float | None:
+    """A new row for the subject `id`; when it was made, None when the address has an account."""
+    made: float | None = await connection.fetchval(_INSERT, id, email, email_key(email), display_name, password_hash)
+    return made
+
+
+_INSERT = """
+insert into users (id, email, email_key, display_name, password_hash) values ($1, $2, $3, $4, $5)
+on conflict (email_key) do nothing returning extract(epoch from created_at)::float8
+"""
+
+
+async def logged_in(connection: Connection, id: str, rehash: str | None) -> None:
+    """A right password: its counter begins anew, and `rehash` replaces an old form."""
+    await connection.execute(_LOGGED_IN, id, rehash)
+
+
+_LOGGED_IN = """
+update users set failures = 0, last_login_at = clock_timestamp(), password_hash = coalesce($2, password_hash)
+where id = $1
+"""
+
+
+async def set_password(connection: Connection, id: str, password_hash: str) -> None:
+    """A new password; raising the credential version is the caller's, in the same transaction."""
+    await connection.execute(_SET_HASH, id, password_hash)
+
+
+_SET_HASH = """
+update users set password_hash = $2, password_changed_at = clock_timestamp(), failures = 0 where id = $1
+"""
+
+
+async def add_failures(connection: Executor, counts: Mapping[str, int]) -> None:
+    """So many wrong passwords more, for each of these ids."""
+    await connection.execute(_ADD_FAILURES, list(counts), list(counts.values()))
+
+
+_ADD_FAILURES = """
+update users u set failures = u.failures + i.count, last_failure_at = clock_timestamp()
+from unnest($1::text[], $2::int[]) as i (id, count) where u.id = i.id
+"""
+
+
+class Cursor(NamedTuple):
+    """Where a page ended: created_at in microseconds, and the id."""
+
+    created_us: int
+    id: str
+
+
+class Filter(NamedTuple):
+    """Who is listed; None means any. `email` is a prefix of the `email_key`."""
+
+    email: str | None = None
+    role: str | None = None
+    active: bool | None = None
+
+
+async def page(
+    connection: Executor, by: Filter, *, limit: int, after: Cursor | None = None
+) -> tuple[list[User], Cursor | None]:
+    """Accounts, oldest first, with the cursor of the next page when there is more."""
+    prefix = None if by.email is None else by.email.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
+    place = after or Cursor(-(1 << 62), "")
+    records = await connection.fetch(_PAGE, limit + 1, *place, prefix, by.role, by.active)
+    last = records[limit - 1] if len(records) > limit else None
+    cursor = None if last is None else Cursor(last["created_us"], last["id"])
+    return [_user(record) for record in records[:limit]], cursor
+
+
+_PAGE = f"""
+select {_USER}, (extract(epoch from u.created_at) * 1000000)::bigint as created_us
+from users u join subjects s on s.id = u.id
+where (u.created_at, u.id) > (timestamptz 'epoch' + $2::bigint * interval '1 us', $3::text)
+    and ($4::text is null or u.email_key like $4) and ($5::text is null or $5 = any(s.roles))
+    and ($6::bool is null or (s.state = 'active') = $6)
+order by u.created_at, u.id limit $1::bigint
+"""  # noqa: S608 - constants of this module
