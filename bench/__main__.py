@@ -10,7 +10,6 @@ Exit codes: 0 done, 1 a measure failed (the others are shown), 2 usage.
 """
 
 import argparse
-import asyncio
 import datetime
 import functools
 import importlib.metadata
@@ -21,6 +20,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import uvloop
 
 from bench import machine, table
 from bench.measures import FULL, MEASURES, QUICK, Run, Sizes, say
@@ -110,7 +111,7 @@ def main() -> int:
     facts = about(cores, sizes)
     makers = contestants(options, sizes)
     os.sched_setaffinity(0, rest)
-    rows, failed = asyncio.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
+    rows, failed = uvloop.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
     shown = [name for name in SERVERS if any(name in row.figures for row in rows)]
     if options.json:
         print(json.dumps({"about": facts, "rows": [row.as_json() for row in rows], "failed": failed}, indent=1))

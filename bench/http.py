@@ -9,7 +9,7 @@ no chunked requests, answers with a length or chunked.
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 
 class HttpError(Exception):
@@ -33,8 +33,7 @@ class _Connection(asyncio.Protocol):
         self.data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one, but no subclass
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
         assert self.transport is not None

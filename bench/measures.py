@@ -38,7 +38,7 @@ class Sizes:
     connects: int = 1000
     cookies: int = 200
     channels: int = 2000
-    channel_rate: float = 400.0
+    channel_rate: float = 2000.0
     revoked: int = 200
     everyone: int = 10_000
     few: int = 1000
@@ -260,7 +260,8 @@ async def channels(run: Run) -> list[Row]:
     rows = []
     for subscribers, reach in ((1, "<= 200"), (20, "<= 18")):
         count = max(1, sizes.channels // subscribers)
-        row = Row(f"{count:,} channels, {subscribers} subscriber{'s' * (subscribers > 1)} each", "us/delivery", reach)
+        crowd = f"{subscribers} subscriber{'s' * (subscribers > 1)} each"
+        row = Row(f"{count:,} channels, {crowd}, {sizes.channel_rate:,.0f}/s", "us/delivery", reach)
         names = [f"{CHANNEL}{n}" for n in range(count)]
         async with run.beds(lambda kind: kind.tokens) as beds:
             for bed in beds:
