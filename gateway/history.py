@@ -8,7 +8,7 @@ Appending is the broker's. Whether a client has recovered is decided elsewhere, 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from config.redis import Pipe, Run, Script, Unavailable
+from config.redis import Argument, Pipe, Run, Script, Unavailable
 from gateway import busframe
 from gateway.broker import POSITION, Epochs, meta_milliseconds
 from gateway.keys import Keys
@@ -45,15 +45,15 @@ class WrongEpoch(Exception):
         self.position = position
 
 
-class History(NamedTuple):
-    """What stood in a stream at one moment, with its top."""
+class Stream(NamedTuple):
+    """What was read of a stream in one step, with its top."""
 
     publications: list[Publication]
     offset: int
     epoch: str
 
 
-class Streams:
+class History:
     """The streams below one prefix. Everything raises Unavailable when Redis is away."""
 
     def __init__(self, pipe: Pipe, *, prefix: str, maximum: int = 300) -> None:
@@ -72,11 +72,11 @@ class Streams:
         limit: int = 0,
         reverse: bool = False,
         meta_ttl: float = 0.0,
-    ) -> History:
+    ) -> Stream:
         """Publications after `since` (`reverse`: before it, newest first), or from the oldest (newest) on.
 
-        `limit` 0 reads the position alone, -1 as much as there may be. An empty epoch in `since` fits any stream; another
-        one than the stream's raises WrongEpoch. A stream that is not there begins here, at offset 0.
+        `limit` 0 reads the position alone, -1 as much as there may be. An empty epoch in `since` fits any stream;
+        another one than the stream's raises WrongEpoch. A stream that is not there begins here, at offset 0.
         """
         limit = self._maximum if limit < 0 else min(limit, self._maximum)
         found = await self._read(self._run(channel, since, limit, reverse, False, meta_ttl))
@@ -84,7 +84,7 @@ class Streams:
             raise WrongEpoch(StreamPosition(found.offset, found.epoch))
         return found
 
-    async def missed(self, channel: str, since: StreamPosition, *, limit: int, meta_ttl: float = 0.0) -> History:
+    async def missed(self, channel: str, since: StreamPosition, *, limit: int, meta_ttl: float = 0.0) -> Stream:
         """For recovery: all that came after `since`, in the same step as the position, or nothing.
 
         Nothing where the epoch is another, or where more than `limit` came. What the caller must still see: that the
@@ -112,7 +112,7 @@ class Streams:
         self, channel: str, since: StreamPosition | None, limit: int, reverse: bool, whole: bool, meta_ttl: float
     ) -> Run:
         names = self._keys.channel(channel)
-        args = [
+        args: list[Argument] = [
             self._pipe.server,
             self._epochs.next(),
             meta_milliseconds(meta_ttl),
@@ -124,10 +124,10 @@ class Streams:
         ]
         return Run(_READ, [names.stream, names.meta], args)
 
-    async def _read(self, run: Run) -> History:
+    async def _read(self, run: Run) -> Stream:
         offset, epoch, entries = await self._pipe.run(*run)
         position = epoch.decode()
-        return History([p for entry in entries if (p := self._publication(entry, position))], offset, position)
+        return Stream([p for entry in entries if (p := self._publication(entry, position))], offset, position)
 
     def _publication(self, entry: Any, epoch: str) -> Publication | None:
         """None for one that cannot be read (a newer version's): it is then missing, which a client must learn of."""

@@ -8,7 +8,7 @@ A channel's presence is three keys that change together: client -> user and info
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -152,7 +152,7 @@ class Presence:
 
     async def _batch(self, runs: Sequence[Run]) -> list[list[bytes]]:
         """In parts, so that neither the loop nor the server is held up; the first error of the server is raised."""
-        replies: list[list[bytes]] = []
+        replies: list[Any] = []
         for part in _chunks(runs):
             replies += await self._pipe.batch(part)
         for reply in replies:
