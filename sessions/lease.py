@@ -18,6 +18,9 @@ import msgspec
 from sessions.memory import Memory, Place
 from sessions.model import Row
 
+PROTOCOL_VERSION = 1
+"""The one that this code speaks; another one in the head row grants nothing (6c)."""
+
 READER_VERSION = 1
 """What this code can read: a row with a greater `min_version` is not applied (1d)."""
 
@@ -35,9 +38,10 @@ class Head(NamedTuple):
 
     place: Place
     era_id: str
-    lease: float  # L
-    drift: float  # d
-    chain: str
+    lease: float = 5.0  # L
+    drift: float = 0.25  # d
+    version: int = 1  # of the protocol
+    chain: str = ""
 
 
 class Unreadable(NamedTuple):
@@ -64,6 +68,7 @@ class Next(Enum):
     APPLY = "apply"  # its rows, then `settle`
     REGISTER = "register"  # 5b
     REWIND = "rewind"  # 4c
+    REFUSE = "refuse"  # 6c: the cluster speaks another version
 
 
 class Lease:
@@ -85,6 +90,9 @@ class Lease:
         if not reply.pair:
             self._pending.clear()
             return Next.REWIND
+        if reply.head.version != PROTOCOL_VERSION:
+            self._pending.clear()
+            return Next.REFUSE
         if reply.start != self.start:
             self.start, self.since = reply.start, arrived
         self.head, self.renewed_at = reply.head, sent

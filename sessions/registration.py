@@ -1,8 +1,8 @@
 """Which processes there are: each registers itself before it reads its first head (5a), and is removed when it is dead.
 
 `Watch` is pure: it sees beats and says who has not moved for long enough. That a process is dead is never decided by a
-clock of the database: its beat stood still for L + d + 1 s on the watcher's own clock, under one server start, while the
-watcher's own renewals succeeded; by then its lease is over, and it freezes until it has registered again (5b).
+clock of the database: its beat stood still for L + d + 1 s on the watcher's own clock, under one server start, while
+the watcher's own renewals succeeded; by then its lease is over, and it freezes until it has registered again (5b).
 """
 
 import os

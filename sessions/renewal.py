@@ -1,0 +1,307 @@
+"""The lease's own connection: one statement a second that acknowledges, asks and brings the rows (4a), and its loop.
+
+One task owns the connection: it registers, renews, goes back after a failover, and runs the short reads of 9b between
+two renewals. What a reply means is decided in `lease` and `memory`; here it is carried out. A failure ends the
+connection, and it is made again with a growing pause: nothing spins.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import asyncpg
+import structlog
+
+from config.clock import Clock
+from config.database import Connection
+from config.http import Problem
+from sessions import registration
+from sessions.applier import Applier
+from sessions.lease import Head, Lease, Next, Offset, Reply
+from sessions.log import COLUMNS, row_of
+from sessions.memory import Memory, Place, last_present
+from sessions.model import Row
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+PAGE = 1_000
+"""Rows in one reply; when there are more, the next renewal follows at once."""
+
+_RENEW = f"""
+WITH beat AS (
+    UPDATE processes SET applied_seq = $2, applied_id = $3, beat = $4, renewed_at = clock_timestamp()
+    WHERE node = $1 RETURNING node
+), counted AS (
+    INSERT INTO receipt_nodes (receipt, node, applied_at, connections_closed)
+    SELECT receipt, $1, to_timestamp(at), closed
+    FROM unnest($5::uuid[], $6::float8[], $7::int[]) AS c (receipt, at, closed)
+    ON CONFLICT (receipt, node)
+    DO UPDATE SET applied_at = excluded.applied_at, connections_closed = excluded.connections_closed
+)
+SELECT EXISTS (SELECT FROM beat) AS registered,
+    $2::bigint IS NULL OR EXISTS (SELECT FROM revocation_log WHERE seq = $2 AND id = $3::uuid) AS pair,
+    extract(epoch FROM pg_postmaster_start_time())::float8 AS start,
+    extract(epoch FROM clock_timestamp())::float8 AS now,
+    h.seq AS head_seq, h.id AS head_id, h.era_id, h.lease_seconds, h.drift_seconds, h.protocol_version, h.chain,
+    {COLUMNS}
+FROM revocation_head h
+LEFT JOIN LATERAL (SELECT * FROM revocation_log WHERE seq > $2 ORDER BY seq LIMIT {PAGE}) l ON true
+ORDER BY l.seq
+"""  # noqa: S608 - no value is put into the text
+
+_WHICH = """
+SELECT l.seq, l.id FROM unnest($1::bigint[], $2::uuid[]) AS p (seq, id) JOIN revocation_log l USING (seq, id)
+"""
+
+_SOON = 0.05  # after a renewal that brought news, so that it is acknowledged
+_SHORTEST = 0.02
+_LONGEST_PAUSE = 1.0
+
+
+class Renewal:
+    """Renews the lease for ever. `on_reply(lost)` runs after every reply that was carried out: `lost` are rows to put
+    back (4c). `on_failure` runs when a renewal failed."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[asyncpg.Connection]],
+        applier: Applier,
+        *,
+        clock: Clock,
+        node: str,
+        policy: str,
+        probe_ok: Callable[[], bool],
+        on_reply: Callable[[Sequence[Row]], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        self.lease = Lease()
+        self.offset = Offset()
+        self.why = "starting"
+        self.renewals = 0
+        self.failures = 0
+        self.chain = ""
+        self._open = connect
+        self._applier = applier
+        self._clock = clock
+        self._node = node
+        self._policy = policy
+        self._probe_ok = probe_ok
+        self._on_reply = on_reply
+        self._on_failure = on_failure
+        self._connection: asyncpg.Connection | None = None
+        self._registered = False
+        self._beat = 0
+        self._wake = asyncio.Event()
+        self._reads: list[tuple[Callable[[Connection], Awaitable[Any]], asyncio.Future[Any]]] = []
+
+    @property
+    def patience(self) -> float:
+        """Seconds that one exchange with PostgreSQL may take."""
+        length = self.lease.head.lease if self.lease.head is not None else 5.0
+        return max(0.1, min(2.0, 0.4 * length))
+
+    def hurry(self) -> None:
+        """Renew now: something beyond `applied` is known to be there."""
+        self._wake.set()
+
+    async def read(self, query: Callable[[Connection], Awaitable[T]]) -> T:
+        """9b: `query` on the lease's connection, right after a renewal that was granted. Problem `frozen` otherwise."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._reads.append((query, future))
+        self.hurry()
+        try:
+            async with asyncio.timeout(2 * self.patience):
+                return await future
+        except TimeoutError:
+            raise Problem("frozen", self.why, retry_after=1) from None
+
+    async def first(self) -> None:
+        """The first renewal; raises what the driver raises."""
+        await self._renew()
+
+    async def run(self) -> None:
+        """Renew for ever."""
+        pause = self._pause(news=0, behind=False)
+        failed = 0
+        while True:
+            await self._rest(pause)
+            try:
+                pause = await self._renew()
+                failed = 0
+            except Exception as error:
+                self._failed(error)
+                failed += 1
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.05 * 2**failed, _LONGEST_PAUSE))  # noqa: S311
+                pause = 0.0
+
+    async def close(self) -> None:
+        """Take the registration back, if PostgreSQL is there, and end the connection."""
+        connection, self._connection = self._connection, None
+        for _, future in self._reads:
+            future.cancel()
+        if connection is None:
+            return
+        try:
+            async with asyncio.timeout(self.patience):
+                await registration.remove(connection, self._node)
+                await connection.close()
+        except Exception:
+            connection.terminate()
+
+    # -- one renewal
+
+    async def _renew(self) -> float:
+        """One renewal and what follows from it; the pause until the next."""
+        connection = await self._connected()
+        if not self._registered:
+            await self._patiently(registration.register(connection, self._node, self._policy))
+            self._registered = True
+        counts = self._applier.unreported()
+        self._beat += 1
+        sent = self._clock.now()  # t0: before sending, on the clock that counts suspend (4b)
+        records = await self._patiently(connection.fetch(_RENEW, *self._arguments(counts)))
+        arrived = self._clock.now()
+        self._applier.reported(counts)
+        reply = _reply(records)
+        self.offset.sample(reply.now, sent=sent, arrived=arrived)
+        self.chain = reply.head.chain
+        self.renewals += 1
+        pause = await self._carry_out(connection, reply, sent, arrived)
+        if self.lease.fresh_until > self._clock.now() and not self.why:
+            await self._read_all(connection)
+        return pause
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._patiently(self._open())
+        return self._connection
+
+    async def _patiently(self, work: Awaitable[T]) -> T:
+        async with asyncio.timeout(self.patience):
+            return await work
+
+    def _arguments(self, counts: Sequence[tuple[str, Any, int]]) -> tuple[Any, ...]:
+        memory = self._applier.memory
+        seq, id = memory.applied if memory is not None else (None, None)
+        return (
+            self._node,
+            seq,
+            id,
+            self._beat,
+            [receipt for receipt, _, _ in counts],
+            [tally.applied_at for _, tally, _ in counts],
+            [tally.closed for _, tally, _ in counts],
+        )
+
+    async def _carry_out(self, connection: Connection, reply: Reply, sent: float, arrived: float) -> float:
+        match self.lease.receive(reply, sent=sent, arrived=arrived):
+            case Next.REGISTER:
+                self.why, self._registered = "lease: the registration is gone", False
+                self._on_reply(())
+                return _SOON
+            case Next.REWIND:
+                await self._go_back(connection)
+                self._on_reply(())
+                return _SOON if self.why == "" else self._pause(news=0, behind=False)
+            case Next.REFUSE:
+                self.why = f"the cluster speaks protocol version {reply.head.version}"
+                self._on_reply(())
+                return self._pause(news=0, behind=False)
+            case Next.APPLY:
+                return self._apply(reply, sent)
+
+    def _apply(self, reply: Reply, sent: float) -> float:
+        applier = self._applier
+        if applier.memory is None:
+            applier.memory = Memory(reply.head.place, reply.head.era_id)
+        news = applier.take_all(reply.rows)
+        self.lease.settle(applier.memory)
+        applier.prune()
+        there = applier.memory.contains(reply.head.place)
+        self.why = "" if there else applier.blocked or "lease: behind the log"
+        self._on_reply(applier.memory.lost(sent) if there else ())
+        return self._pause(news=news, behind=len(reply.rows) == PAGE and not applier.blocked)
+
+    async def _go_back(self, connection: Connection) -> None:
+        """4c: to the newest place that the server still has. 4d: without one this process stays frozen."""
+        memory = self._applier.memory
+        assert memory is not None  # noqa: S101 - a pair was sent
+        places = memory.places()
+        for n in range(0, len(places), PAGE):
+            page = places[n : n + PAGE]
+            found = await self._patiently(connection.fetch(_WHICH, [p.seq for p in page], [p.id for p in page]))
+            place = last_present(page, [Place(r["seq"], r["id"].hex) for r in found])
+            if place is not None:
+                self._applier.rewind(place)
+                self.why = ""
+                return
+        if not self.why.startswith("lost"):
+            log.critical("log_lost", floor=memory.floor.seq)
+        self.why = "lost: the database has no row of the log that this process remembers"
+
+    async def _read_all(self, connection: Connection) -> None:
+        """The reads that wait, as far as a fifth of the lease goes."""
+        until = self._clock.now() + self.patience / 2
+        while self._reads and self._clock.now() < until:
+            query, future = self._reads.pop(0)
+            if future.done():
+                continue
+            try:
+                result = await self._patiently(query(connection))
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
+            except Exception as error:
+                if not future.done():
+                    future.set_exception(error)
+                if isinstance(error, OSError | asyncpg.InterfaceError) or connection.is_closed():
+                    raise
+            else:
+                if not future.done():
+                    future.set_result(result)
+        if self._reads:
+            self.hurry()
+
+    # -- pace
+
+    def _pause(self, *, news: int, behind: bool) -> float:
+        pause = self.lease.pause(probe_ok=self._probe_ok(), behind=behind)
+        return min(pause, _SOON) if news else pause
+
+    async def _rest(self, pause: float) -> None:
+        await asyncio.sleep(min(pause, _SHORTEST))
+        if pause > _SHORTEST:
+            try:
+                async with asyncio.timeout(pause - _SHORTEST):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+        self._wake.clear()
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        if not self.why.startswith("lease: renewal failed"):
+            log.warning("lease_renewal_failed", error=f"{type(error).__name__}: {error}")
+        self.why = f"lease: renewal failed ({type(error).__name__})"
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+        self._on_failure()
+
+
+def _reply(records: Sequence[Any]) -> Reply:
+    if not records:
+        raise ConnectionError("the log has no head")
+    first = records[0]
+    head = Head(
+        Place(first["head_seq"], first["head_id"].hex),
+        first["era_id"].hex,
+        first["lease_seconds"],
+        first["drift_seconds"],
+        first["protocol_version"],
+        first["chain"].hex,
+    )
+    rows = tuple(row_of(record) for record in records if record["seq"] is not None)
+    return Reply(first["registered"], first["pair"], first["start"], first["now"], head, rows)
