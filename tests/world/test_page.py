@@ -180,7 +180,8 @@ async def test_the_page_works_from_the_keyboard_and_names_its_controls(one_worke
     await expect(page.get_by_role("alert").filter(has_text="wrong")).to_be_visible()
     unnamed = await page.evaluate(
         """() => [...document.querySelectorAll("input, button, select")].filter(
-            (e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label"))).map((e) => e.outerHTML)"""
+            (e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label"))
+        ).map((e) => e.outerHTML)"""
     )
     assert unnamed == []
 
@@ -191,9 +192,14 @@ async def test_text_can_be_read_in_both_colour_schemes(one_worker: World, people
     await expect(page.get_by_role("heading", name="Come in")).to_be_visible()
     ratio = await page.evaluate(
         """() => {
-          const lum = (c) => { const [r, g, b] = c.match(/\\d+/g).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+          const part = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+          const lum = (c) => {
+            const [r, g, b] = c.match(/\\d+/g).map((v) => part(v / 255));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
           const card = getComputedStyle(document.getElementById("door"));
-          const [ground, ink] = [lum(card.backgroundColor), lum(getComputedStyle(document.querySelector(".narrow .quiet")).color)];
+          const text = getComputedStyle(document.querySelector(".narrow .quiet"));
+          const [ground, ink] = [lum(card.backgroundColor), lum(text.color)];
           return (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05);
         }"""
     )
