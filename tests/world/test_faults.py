@@ -126,17 +126,20 @@ async def test_without_the_database_a_revocation_fails_and_every_node_freezes(wo
             children.enter_context(stopped(pid))
         status, body = await revoke(world, admin, {"sid": person.sid})
         assert (status, body["code"]) in {(503, "unavailable"), (503, "outcome_unknown"), (503, "frozen")}
-        async with asyncio.timeout(15):
-            while (await world.call("GET", "/ready"))[0] != 503:
-                await asyncio.sleep(0.1)
+        await ready(world, 503)
         assert (await world.call("GET", "/health"))[0] == 200
         await client.ws.send_str(json.dumps({"id": 99, "rpc": {"method": "none"}}))
         await asyncio.sleep(0.5)  # nothing may come: there is no event to wait for
         assert not [e for e in client.events if e.get("id") == 99]
-    async with asyncio.timeout(30):
-        while (await world.call("GET", "/ready"))[0] != 200:
-            await asyncio.sleep(0.1)
+    await ready(world, 200)
     assert client.code in (None, 4501)
+
+
+async def ready(world: World, status: int) -> None:
+    """Until `/ready` answers so."""
+    async with asyncio.timeout(30):
+        while (await world.call("GET", "/ready"))[0] != status:
+            await asyncio.sleep(0.1)  # noqa: ASYNC110 - another process has no event of ours
 
 
 def descendants(parent: int) -> list[int]:
