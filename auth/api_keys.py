@@ -12,14 +12,16 @@ from typing import NamedTuple
 
 import msgspec
 
+from auth.service import Ledger
 from config.clock import Clock
 from config.database import Connection, Pool
 from config.http import Caller, Problem
 from config.tasks import Tasks
 from sessions import audit
 from sessions.errors import translated
+from sessions.log import Entry
 from sessions.model import Ended, Kind, Position
-from sessions.revocations import Again, Entry, Revocations, Writing
+from sessions.revocations import Again, Revocations
 
 PREFIX = "wgk_"  # so that a scanner for leaked secrets can name what it found
 STATIC = Caller("api_key", "static", scopes=frozenset({"*"}))
@@ -153,7 +155,7 @@ async def create(
     return key, next(info for info in await listed(connection) if info.id == id)
 
 
-async def revoke(writing: Writing, id: str, *, actor: str) -> bool:
+async def revoke(writing: Ledger, id: str, *, actor: str) -> bool:
     """End a key everywhere; False when there is no such live key. In the caller's transaction."""
     name = await writing.connection.fetchval(
         "update api_keys set revoked_at = clock_timestamp() where id = $1 and revoked_at is null returning name", id

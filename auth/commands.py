@@ -1,21 +1,510 @@
 """The commands `users`, `keys` and `token`, and the admin that `run.py dev` begins with.
 
-They work on the database directly; running gateways learn of what they change through the revocation log.
+They work on the database directly. What ends sessions or API keys goes through the revocation log, which running
+gateways read at least once a second; new signing keys are read within 30 s.
 """
 
-from cyclopts import App
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Annotated, Any
+from uuid import uuid4
 
-from config.database import Pool
-from config.settings import Settings
+import jwt
+import msgspec
+from cyclopts import App, Parameter
+
+from auth import api_keys, service
+from auth import keys as signing
+from auth import passwords as policy
+from auth import users as accounts
+from auth.passwords import hasher
+from auth.tokens import AccessTokens
+from auth.users import Account, User
+from config.clock import SystemClock, walltime
+from config.commands import COMMON, Common, database, settings_for, show
+from config.database import Connection, Pool
+from config.errors import Failure
+from config.http import Problem, rfc3339
+from config.settings import Settings, seconds
+from sessions import audit, ids, log, store
+from sessions.log import Entry
+from sessions.model import Reading, Session
 
 users = App(name="users", help="Create, list, disable and enable accounts; set roles and passwords.")
 keys = App(name="keys", help="List, rotate and retire signing keys; create, list and revoke API keys.")
-token = App(name="token", help="Make an access token or a connection token, to try things out.")
+keys_api = App(name="api", help="API keys of backends.")
+keys.command(keys_api)
+token = App(name="token", help="Make a token, to try things out.")
+
+ACTOR = "cli"
+
+Who = Annotated[str, Parameter(help="A user id or an e-mail address.")]
+Reason = Annotated[str, Parameter(help="1 to 64 characters, kept in the audit.")]
+Stdin = Annotated[bool, Parameter(negative=(), help="Read the password from the first line of standard input.")]
+_USER_COLUMNS = ("id", "email", "display_name", "roles", "disabled", "failures", "created_at", "last_login_at")
+_ADMIN = ("admin",)
+
+
+# -- users
+
+
+@users.command(name="create")
+async def create_user(
+    email: str,
+    *,
+    role: Annotated[list[str], Parameter(help="A role; may stand several times.", negative=())] = [],  # noqa: B006
+    display_name: str = "",
+    password_stdin: Stdin = False,
+    common: Common = COMMON,
+) -> None:
+    """Create an account. Without --password-stdin a password is made up and shown once."""
+    if not accounts.is_email(email):
+        raise Failure(f"{email!r} is no e-mail address")
+    if not accounts.is_display_name(display_name):
+        raise Failure(f"--display-name has at most {accounts.MAX_NAME} printable characters")
+    async with database(common) as (settings, pool):
+        password, stored = await _new_password(settings, password_stdin)
+        with _told():
+            roles = service.checked_roles(role)
+        async with pool.acquire() as connection, connection.transaction():
+            user = await _create(connection, email, display_name, stored, roles)
+    show({**_shown(user), **({} if password_stdin else {"password": password})}, as_json=common.json)
+
+
+@users.command(name="list")
+async def list_users(
+    *,
+    email: Annotated[str, Parameter(help="How the address begins.")] = "",
+    role: Annotated[str, Parameter(help="Who has this role.")] = "",
+    disabled: Annotated[bool | None, Parameter(help="Only disabled accounts, or only enabled ones.")] = None,
+    limit: Annotated[int, Parameter(help="At most so many, oldest first.")] = 50,
+    after: Annotated[str, Parameter(help="The `next` of the page before.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """Accounts, oldest first."""
+    if not 1 <= limit <= 1000:
+        raise Failure("--limit is a number from 1 to 1000")
+    by = accounts.Filter(accounts.email_key(email) or None, role or None, None if disabled is None else not disabled)
+    try:
+        cursor = accounts.read_cursor(after)
+    except ValueError:
+        raise Failure("--after is the `next` of the page before") from None
+    async with database(common) as (_, pool):
+        items, following = await accounts.page(pool, by, limit=limit, after=cursor)
+    rows = [_shown(user) for user in items]
+    if common.json:
+        show({"items": rows, "next": accounts.write_cursor(following)}, as_json=True)
+    else:
+        show(rows, as_json=False, columns=_USER_COLUMNS)
+
+
+@users.command(name="disable")
+async def disable(user: Who, *, reason: Reason = "disabled by an operator", common: Common = COMMON) -> None:
+    """Disable an account: its sessions end and its connections close with 4502."""
+    await _change(user, reason, common, disabled=True)
+
+
+@users.command(name="enable")
+async def enable(user: Who, *, reason: Reason = "enabled by an operator", common: Common = COMMON) -> None:
+    """Enable an account again. Sessions that ended stay ended."""
+    await _change(user, reason, common, disabled=False)
+
+
+@users.command(name="roles")
+async def set_roles(
+    user: Who,
+    *role: Annotated[str, Parameter(help="The roles that the user has from now on; none takes all away.")],
+    reason: Reason = "set by an operator",
+    common: Common = COMMON,
+) -> None:
+    """Give a user exactly these roles; their connections come back with them (3014)."""
+    with _told():
+        roles = service.checked_roles(role)
+    await _change(user, reason, common, roles=roles)
+
+
+@users.command(name="password")
+async def set_password(user: Who, *, password_stdin: Stdin = False, common: Common = COMMON) -> None:
+    """Set a password; all sessions of the user end. Without --password-stdin one is made up and shown once."""
+    async with database(common) as (settings, pool):
+        password, stored = await _new_password(settings, password_stdin)
+        async with pool.acquire() as connection, _ledger(connection) as ledger:
+            account = await _account(connection, user)
+            ended = await _set_password(ledger, account.user.id, stored)
+    show(
+        {"id": account.user.id, "sessions_ended": ended, **({} if password_stdin else {"password": password})},
+        as_json=common.json,
+    )
 
 
 async def ensure_admin(pool: Pool, settings: Settings, email: str, password: str) -> str:
     """An active account with the role `admin` and this password exists afterwards; its user id.
 
-    An account that is there keeps its password if it is this one already. Idempotent; safe beside running gateways.
+    An account that is there keeps what is so already. Idempotent; safe beside running gateways.
     """
-    raise NotImplementedError
+    hashing, normal = hasher(settings.auth), policy.acceptable("password", password, settings.auth.password_min_length)
+    async with pool.acquire() as connection:
+        account = await accounts.by_email(connection, accounts.email_key(email))
+        if account is None:
+            stored = await asyncio.to_thread(hashing.hash, normal)
+            async with connection.transaction():
+                return (await _create(connection, email, "Admin", stored, _ADMIN)).id
+        verdict = await asyncio.to_thread(hashing.check, account.password_hash, normal)
+        stored = "" if verdict.right else await asyncio.to_thread(hashing.hash, normal)
+        roles = tuple(sorted({*account.user.roles, *_ADMIN}))
+        if stored or not account.user.active or roles != account.user.roles:
+            async with _ledger(connection) as ledger:
+                await service.change_user(
+                    ledger, account.user.id, disabled=False, roles=roles, reason="admin of this folder", actor=ACTOR
+                )
+                if stored:
+                    await _set_password(ledger, account.user.id, stored)
+        return account.user.id
+
+
+async def _create(connection: Connection, email: str, display_name: str, stored: str, roles: Sequence[str]) -> User:
+    id = accounts.new_id()
+    await store.create_subject(connection, id, roles)
+    made = await accounts.insert(connection, id, email, display_name, stored)
+    if made is None:
+        raise Failure(f"{email} has an account")
+    await audit.append(connection, "user.created", actor=ACTOR, target=f"user:{id}", detail={"roles": list(roles)})
+    return User(id, email, display_name, tuple(roles), made, True)
+
+
+async def _change(user: str, reason: str, common: Common, **change: Any) -> None:
+    if not 1 <= len(reason) <= 64:
+        raise Failure("--reason has 1 to 64 characters")
+    wanted: dict[str, Any] = {"disabled": None, "roles": None, **change}
+    async with database(common) as (_, pool), pool.acquire() as connection:
+        async with _ledger(connection) as ledger:
+            id = await _id(connection, user)
+            await service.change_user(ledger, id, reason=reason, actor=ACTOR, **wanted)
+        changed = await accounts.find(connection, id)
+    assert changed is not None  # noqa: S101 - it was changed just now
+    show(_shown(changed), as_json=common.json)
+
+
+async def _set_password(ledger: service.Ledger, id: str, stored: str) -> int:
+    connection = ledger.connection
+    await store.subject(connection, id, lock=True)
+    ended = await service.end_logins(ledger, id, await store.database_now(connection))
+    await store.bump_credential_version(connection, id)
+    await accounts.set_password(connection, id, stored)
+    await audit.append(
+        connection, "user.password_changed", actor=ACTOR, target=f"user:{id}", detail={"sessions_ended": ended}
+    )
+    return ended
+
+
+async def _new_password(settings: Settings, from_stdin: bool) -> tuple[str, str]:
+    """A password and its stored form."""
+    password = sys.stdin.readline().rstrip("\r\n") if from_stdin else secrets.token_urlsafe(18)
+    try:
+        normal = policy.acceptable("password", password, settings.auth.password_min_length)
+    except Problem as problem:
+        raise Failure(f"the password: {problem.details.errors[0].message}") from None
+    return password, await asyncio.to_thread(hasher(settings.auth).hash, normal)
+
+
+async def _account(connection: Connection, user: str) -> Account:
+    account = await accounts.by_id(connection, user) or await accounts.by_email(connection, accounts.email_key(user))
+    if account is None:
+        raise Failure(f"there is no account {user!r}")
+    return account
+
+
+async def _id(connection: Connection, user: str) -> str:
+    """The id of an account, or of another issuer's user who has been here."""
+    if "\x00" not in user and await store.subject(connection, user) is not None:
+        return user
+    return (await _account(connection, user)).user.id
+
+
+def _shown(user: User) -> Mapping[str, Any]:
+    return {
+        "id": user.id,
+        "email": user.email,
+        "display_name": user.display_name,
+        "roles": list(user.roles),
+        "disabled": not user.active,
+        "failures": user.failures,
+        "created_at": rfc3339(user.created_at),
+        "last_login_at": _time(user.last_login_at),
+    }
+
+
+# -- keys
+
+
+@keys.command(name="list")
+async def list_keys(*, common: Common = COMMON) -> None:
+    """The keys that sign access tokens, oldest first."""
+    async with database(common) as (_, pool), pool.acquire() as connection:
+        found = await signing.listed(connection)
+    rows = [
+        {
+            "kid": key.kid,
+            "algorithm": key.algorithm,
+            "state": key.state,
+            "created_at": _time(key.created_at),
+            "activated_at": _time(key.activated_at),
+            "retiring_at": _time(key.retiring_at),
+            "retired_at": _time(key.retired_at),
+        }
+        for key in found
+    ]
+    show({"items": rows, "next": ""} if common.json else rows, as_json=common.json)
+
+
+@keys.command(name="rotate")
+async def rotate(
+    *,
+    now: Annotated[bool, Parameter(negative=(), help="Even if a process may not know the next key yet.")] = False,
+    discard: Annotated[
+        bool, Parameter(negative=(), help="Retire every key and begin anew: ends all access tokens.")
+    ] = False,
+    common: Common = COMMON,
+) -> None:
+    """Sign with the next key from now on. What the one before signed stays good until it expires."""
+    async with database(common) as (settings, pool), pool.acquire() as connection:
+        sealer, algorithm = signing.key_sealer(settings.sessions), settings.auth.access_token_algorithm
+        try:
+            async with connection.transaction():
+                if discard:
+                    kid: str | None = await signing.discard(connection, sealer, algorithm)
+                else:
+                    await signing.ensure(connection, sealer, algorithm)
+                    kid = await signing.rotate(connection, sealer, algorithm, now=now)
+                    await signing.retire(connection, settings.auth.access_token_ttl)
+                await audit.append(
+                    connection, "signing_key.rotated", actor=ACTOR, detail={"kid": kid, "discard": discard}
+                )
+        except (signing.RotationRefused, signing.KeysUnreadable) as refused:
+            raise Failure(str(refused)) from None
+    if kid is None:
+        raise Failure(f"a next key of the new algorithm was published; rotate again in {signing.KNOWN_AFTER:.0f} s")
+    show({"kid": kid}, as_json=common.json)
+
+
+@keys.command(name="retire")
+async def retire(
+    kid: Annotated[str, Parameter(help="This key; else every one whose last token has expired.")] = "",
+    *,
+    now: Annotated[bool, Parameter(negative=(), help="Even if tokens of it are still good.")] = False,
+    common: Common = COMMON,
+) -> None:
+    """Refuse what retiring keys signed, and destroy their private halves."""
+    async with database(common) as (settings, pool), pool.acquire() as connection, connection.transaction():
+        try:
+            gone = await signing.retire(connection, settings.auth.access_token_ttl, kid or None, now=now)
+        except signing.RotationRefused as refused:
+            raise Failure(str(refused)) from None
+        await audit.append(connection, "signing_key.retired", actor=ACTOR, detail={"kids": gone})
+    show({"retired": gone}, as_json=common.json)
+
+
+@keys_api.command(name="create")
+async def create_api_key(
+    name: str,
+    *,
+    scope: Annotated[list[str], Parameter(help="What it may; may stand several times.", negative=())] = ["*"],  # noqa: B006
+    expires: Annotated[str, Parameter(help='For how long, like "90d"; else for ever.')] = "",
+    common: Common = COMMON,
+) -> None:
+    """Create an API key. It is shown this once."""
+    try:
+        ttl = float(seconds(expires)) if expires else None
+    except ValueError as error:
+        raise Failure(f"--expires: {error}") from None
+    if not 1 <= len(name) <= 100 or not name.isprintable():
+        raise Failure("a name has 1 to 100 printable characters")
+    async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
+        key, info = await api_keys.create(connection, name, scope, ttl=ttl, actor=ACTOR)
+    show({"key": key, **_shown_key(info)}, as_json=common.json)
+
+
+@keys_api.command(name="list")
+async def list_api_keys(*, common: Common = COMMON) -> None:
+    """API keys, oldest first; the one of the settings (http_api.key) is not among them."""
+    async with database(common) as (_, pool):
+        rows = [_shown_key(info) for info in await api_keys.listed(pool)]
+    show({"items": rows, "next": ""} if common.json else rows, as_json=common.json)
+
+
+@keys_api.command(name="revoke")
+async def revoke_api_key(id: str, *, common: Common = COMMON) -> None:
+    """End an API key on every node."""
+    async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
+        if not await api_keys.revoke(ledger, id, actor=ACTOR):
+            raise Failure(f"there is no live API key {id!r}")
+    show({"id": id, "revoked": True}, as_json=common.json)
+
+
+def _shown_key(info: api_keys.KeyInfo) -> Mapping[str, Any]:
+    return {
+        "id": info.id,
+        "name": info.name,
+        "scopes": list(info.scopes),
+        "created_at": _time(info.created_at),
+        "created_by": info.created_by,
+        "expires_at": _time(info.expires_at),
+        "last_used_at": _time(info.last_used_at),
+        "revoked_at": _time(info.revoked_at),
+    }
+
+
+# -- tokens
+
+
+Ttl = Annotated[str, Parameter(help='How long it is good, like "30s", "1h".')]
+
+
+@token.command(name="access")
+async def access_token(user: Who, *, common: Common = COMMON) -> None:
+    """Open a session for a user and make an access token of it, as a login in token mode would."""
+    async with database(common) as (settings, pool):
+        sealer, algorithm = signing.key_sealer(settings.sessions), settings.auth.access_token_algorithm
+        ring = signing.Keys(pool, sealer, algorithm, clock=SystemClock())
+        async with pool.acquire() as connection, connection.transaction():
+            await signing.ensure(connection, sealer, algorithm)
+            reading = await _open(connection, settings, await _id(connection, user))
+        await ring.load()
+        made, expires_in = AccessTokens(ring, settings.auth, now=lambda: reading.now).make(reading)
+    show(
+        {
+            "access_token": made,
+            "expires_in": expires_in,
+            "sid": reading.session.sid,
+            "user": reading.session.subject.id,
+        },
+        as_json=common.json,
+    )
+
+
+async def _open(connection: Connection, settings: Settings, id: str) -> Reading:
+    """A session without a refresh token; the cap is left to the user's next login."""
+    subject = await store.subject(connection, id, lock=True)
+    if subject is None or not subject.active:
+        raise Failure(f"{id} is disabled")
+    position, _ = await log.head(connection)
+    now, policy_of = await store.database_now(connection), settings.sessions
+    sid = ids.new_sid(walltime())
+    login = store.Login(
+        sid, id, "token", position.seq, None, None, ACTOR, "", now, policy_of.absolute, policy_of.idle, 1
+    )
+    await store.insert_login(connection, login)
+    await audit.append(connection, "session.opened", actor=ACTOR, target=f"session:{sid}", detail={"kind": "token"})
+    session = Session(
+        sid, subject, "token", "", position.seq, now, now, now + policy_of.absolute, policy_of.idle, ACTOR
+    )
+    return Reading(session, position, now)
+
+
+@token.command(name="connection")
+async def connection_token(
+    user: Annotated[str, Parameter(help="The user's id (`sub`).")],
+    *,
+    ttl: Ttl = "1h",
+    info: Annotated[str, Parameter(help="JSON that others see beside the user.")] = "",
+    channel: Annotated[list[str], Parameter(help="Subscribe to it; may stand several times.", negative=())] = [],  # noqa: B006
+    common: Common = COMMON,
+) -> None:
+    """Make a connection token as a backend would, with client.token.hmac_secret_key. No database is needed."""
+    claims: dict[str, Any] = {"sub": user}
+    if info:
+        claims["info"] = _json("--info", info)
+    if channel:
+        claims["channels"] = channel
+    _sign(claims, ttl, common)
+
+
+@token.command(name="subscription")
+async def subscription_token(
+    user: Annotated[str, Parameter(help="The user's id (`sub`).")],
+    channel: str,
+    *,
+    ttl: Ttl = "1h",
+    info: Annotated[str, Parameter(help="JSON that others see beside the user.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """Make a subscription token as a backend would. No database is needed."""
+    claims: dict[str, Any] = {"sub": user, "channel": channel}
+    if info:
+        claims["info"] = _json("--info", info)
+    _sign(claims, ttl, common)
+
+
+def _sign(claims: dict[str, Any], ttl: str, common: Common) -> None:
+    settings = settings_for(common)
+    own = settings.client.subscription_token
+    section = own if "channel" in claims and own.enabled else settings.client.token
+    secret = section.hmac_secret_key.get_secret_value()
+    if not secret:
+        raise Failure("client.token.hmac_secret_key is not set")
+    try:
+        life = float(seconds(ttl))
+    except ValueError as error:
+        raise Failure(f"--ttl: {error}") from None
+    now = int(walltime())
+    claims |= {"iat": now, "exp": now + int(life)}
+    if section.issuer:
+        claims["iss"] = section.issuer
+    if section.audience:
+        claims["aud"] = section.audience
+    made = jwt.encode(claims, secret, "HS256")
+    show({"token": made, "expires_in": int(life)} if common.json else made, as_json=common.json)
+
+
+def _json(option: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise Failure(f"{option}: {error}") from None
+
+
+def _time(unix: float | None) -> str | None:
+    return None if unix is None else rfc3339(unix)
+
+
+# -- a transaction of a command that writes to the log
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What would be a problem over HTTP is a failure of the command."""
+    try:
+        yield
+    except Problem as problem:
+        details = problem.details
+        raise Failure("; ".join(e.message for e in details.errors) or details.detail or details.title) from None
+
+
+class _Ledger:
+    """Entries that are written to the log before the transaction ends."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.entries: list[Entry] = []
+
+    def append(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    async def require_live(self, sid: str) -> None:
+        raise NotImplementedError(f"no session acts here: {sid}")
+
+
+@asynccontextmanager
+async def _ledger(connection: Connection) -> AsyncIterator[_Ledger]:
+    """One transaction; the problems of what it calls become failures of the command."""
+    with _told():
+        async with connection.transaction():
+            ledger = _Ledger(connection)
+            yield ledger
+            if ledger.entries:
+                receipt = uuid4().hex
+                drafts = [entry.draft(receipt) for entry in ledger.entries]
+                await log.write(connection, [log.Group(receipt, drafts, actor=ACTOR)])

@@ -311,7 +311,7 @@ class AccountRoutes:
             users.email_key(_plain("email", query.email)) or None, _plain("role", query.role) or None, active
         )
         items, cursor = await self._people.page(by, limit=query.bounded(), after=_cursor(query.after))
-        return AnyUsers([any_user(user) for user in items], "" if cursor is None else "{}.{}".format(*cursor))
+        return AnyUsers([any_user(user) for user in items], users.write_cursor(cursor))
 
     async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:
         body, who = call.body, call.who
@@ -361,12 +361,10 @@ def _plain(name: str, value: str) -> str:
 
 
 def _cursor(after: str) -> users.Cursor | None:
-    if not after:
-        return None
-    number, _, id = after.partition(".")
-    if not (number.isascii() and number.isdigit() and len(number) <= 17):
-        raise invalid("after", "the `next` of the page before")
-    return users.Cursor(int(number), _plain("after", id))
+    try:
+        return users.read_cursor(after)
+    except ValueError:
+        raise invalid("after", "the `next` of the page before") from None
 
 
 class Accounts:

@@ -7,7 +7,7 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 import asyncio
 import re
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import structlog
 
@@ -16,14 +16,15 @@ from auth import users
 from auth.passwords import Passwords
 from auth.throttle import Throttle
 from auth.users import Account, User
-from config.database import Pool
+from config.database import Connection, Pool
 from config.http import Problem, invalid
 from config.settings import Auth
 from config.tasks import Tasks
 from sessions import audit, store
 from sessions.errors import SessionEnded, Stale, translated
+from sessions.log import Entry
 from sessions.model import DISABLED, REVOKED, Kind
-from sessions.revocations import Entry, Receipt, Revocations, Writing
+from sessions.revocations import Receipt, Revocations, Writing
 from sessions.service import Opened, Sessions
 
 Mode = Literal["cookie", "token"]
@@ -41,6 +42,16 @@ class Client(NamedTuple):
     address: str
     device: str
     replaces: str = ""
+
+
+class Ledger(Protocol):
+    """A transaction that may write to the revocation log: `sessions.revocations.Writing`, or a command's own."""
+
+    connection: Connection
+
+    def append(self, entry: Entry) -> None: ...
+
+    async def require_live(self, sid: str) -> None: ...
 
 
 class LoggedIn(NamedTuple):
@@ -271,7 +282,7 @@ class Users:
             log.warning("failures_not_written")
 
 
-async def end_logins(writing: Writing, id: str, now: float, *, except_sid: str = "") -> int:
+async def end_logins(writing: Ledger, id: str, now: float, *, except_sid: str = "") -> int:
     """End every live session of a locked subject but one, because the password changed; how many these are."""
     live = await store.lock_live(writing.connection, id, now=now, limit=2000)
     others = [sid for sid in live if sid != except_sid]
@@ -289,7 +300,7 @@ def checked_roles(roles: Iterable[str]) -> tuple[str, ...]:
 
 
 async def change_user(
-    writing: Writing,
+    writing: Ledger,
     id: str,
     *,
     disabled: bool | None,

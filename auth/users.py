@@ -22,6 +22,7 @@ MAX_KEY = 512  # one character of compatibility can fold to eighteen
 MAX_NAME = 100
 
 _LOCAL = re.compile(r"[^\s@\"(),:;<>\[\\\]]{1,64}")
+_CURSOR = re.compile(r"\d{1,17}\.u_[a-z2-7]{26}", re.ASCII)
 _LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
 
 
@@ -177,6 +178,21 @@ class Cursor(NamedTuple):
 
     created_us: int
     id: str
+
+
+def write_cursor(cursor: Cursor | None) -> str:
+    """The `next` of a page, "" on the last."""
+    return "" if cursor is None else f"{cursor.created_us}.{cursor.id}"
+
+
+def read_cursor(text: str) -> Cursor | None:
+    """What `write_cursor` wrote; ValueError for anything else."""
+    if not text:
+        return None
+    number, _, id = text.partition(".")
+    if not _CURSOR.fullmatch(text):
+        raise ValueError("not a cursor")
+    return Cursor(int(number), id)
 
 
 class Filter(NamedTuple):
