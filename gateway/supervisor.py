@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ ACCEPTS_A_TURN = 64
 BACKLOG = 4096
 STARTS_WITHOUT_SUCCESS = 3
 LONG_LIFE = 30.0
+FAREWELL = 2.0
 _PEEK = 2048
 _PEEK_LIMIT = 10.0
 _OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -145,7 +147,8 @@ class Supervisor:
         self._open: set[socket.socket] = set()  # the listeners that we accept from at the moment
         self._stopping = False
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
         self._silence_limit = 15.0 + LEASE
         self._drain_for = 5.0
@@ -173,8 +176,8 @@ class Supervisor:
         self._drain_for = settings.http_server.shutdown_timeout
         for child in self._slots:
             if child is not None:
-                self._keep(self._hand_over(child), "hand over")
-        self._keep(self._tick(), "ticks")
+                self._keep(partial(self._hand_over, child), "hand over")
+        self._keep(self._tick, "ticks")
         if self._internal:
             self._runner = web.AppRunner(self._inside(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
             await self._runner.setup()
@@ -207,15 +210,16 @@ class Supervisor:
                 for child in children:
                     child.process.kill()
             await asyncio.sleep(0.02)
+        for child in children:
+            self._forget(child)
+            if child.process.returncode != 0:
+                self._mourn(child.node)
+        self._slots = [None] * len(self._slots)
+        if self._farewells:
+            await asyncio.wait(self._farewells, timeout=FAREWELL)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for child in children:
-            self._forget(child)
-        self._slots = [None] * len(self._slots)
-        if self._on_dead is not None:
-            killed = [self._on_dead(child.node) for child in children if child.process.returncode != 0]
-            await asyncio.gather(*killed, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -239,7 +243,7 @@ class Supervisor:
             self._guardian.watch(process.pid, signal.SIGTERM)
         asyncio.get_running_loop().add_reader(ours.fileno(), self._heard, child)
         if self._setup is not None:
-            self._keep(self._hand_over(child), "hand over")
+            self._keep(partial(self._hand_over, child), "hand over")
 
     async def _hand_over(self, child: Child) -> None:
         assert self._setup is not None  # noqa: S101 - called after `start`
@@ -305,8 +309,7 @@ class Supervisor:
         )
         self._forget(child)
         self._changed.set()
-        if self._on_dead is not None:
-            self._keep(self._on_dead(child.node), "remove a dead worker's registration")
+        self._mourn(child.node)
 
     def _forget(self, child: Child) -> None:
         if child.lost is None:
@@ -317,16 +320,24 @@ class Supervisor:
         with contextlib.suppress(OSError):
             mark_process_dead(child.process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
 
-    def _keep(self, work: Awaitable[None], name: str) -> None:
+    def _keep(self, work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         async def supervised() -> None:
             try:
-                await work
+                await work()
             except Exception:
                 log.exception("background_failure", task=name)
 
         task = asyncio.get_running_loop().create_task(supervised(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _mourn(self, node: str) -> None:
+        on_dead = self._on_dead
+        if on_dead is not None:
+            task = self._keep(lambda: on_dead(node), "remove a dead worker's registration")
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
 
     # Connections
 
@@ -384,8 +395,8 @@ class Supervisor:
     def _sort(self, connection: socket.socket) -> None:
         """Look at the request's path without reading it: ours, or a worker's."""
         connection.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self._keep(self._sorted(connection, loop.time() + _PEEK_LIMIT), "internal connection")
+        end = asyncio.get_running_loop().time() + _PEEK_LIMIT
+        self._keep(partial(self._sorted, connection, end), "internal connection")
 
     async def _sorted(self, connection: socket.socket, end: float) -> None:
         loop = asyncio.get_running_loop()

@@ -61,8 +61,12 @@ class Worker:
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's business
         first: list[asyncio.Future[Any]] = [self._setup, self._end]
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if self._setup.done():
-            await self._serve(self._setup.result())
+        try:
+            if self._setup.done():
+                await self._serve(self._setup.result())
+        except Exception:
+            log.exception("worker_failed", pid=os.getpid())
+            raise SystemExit(1) from None
         loop.remove_reader(self._control.fileno())
 
     async def _serve(self, setup: Setup) -> None:
