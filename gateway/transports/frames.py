@@ -37,8 +37,10 @@ _OPCODES = {opcode.value: opcode for opcode in Opcode}
 
 
 class FrameError(Exception):
-    """The client broke RFC 6455: handle `frames`, which were complete before, answer with a close frame of `code` (1002,
-    1007 or 1009), and drop the connection."""
+    """The client broke RFC 6455: answer with a close frame of `code` (1002, 1007 or 1009) and drop the connection.
+
+    `frames` were complete before and may be handled first.
+    """
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)

@@ -1,0 +1,9 @@
+"""Autobahn's cases over the frame reader: 247 here, all 517 by `make autobahn`."""
+
+from tests.protocol import autobahn
+
+
+async def test_autobahn_finds_no_fault() -> None:
+    count, failed = await autobahn.run(autobahn.SLOW)
+    assert failed == []
+    assert count == 247
