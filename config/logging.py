@@ -15,7 +15,7 @@ import structlog
 
 from config.settings import Log
 
-_LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "none": 100}
+_LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "none": 100}
 
 _SECRET_KEY = re.compile(
     r"password|passwd|secret|token|cookie|authorization|api[_-]?key|pepper|private[_-]?key|credential", re.IGNORECASE

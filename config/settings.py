@@ -251,7 +251,7 @@ class Auth(Section):
 
 
 class Log(Section):
-    level: Literal["none", "trace", "debug", "info", "warn", "error"] = "info"
+    level: Literal["none", "trace", "debug", "info", "warn", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
 
 

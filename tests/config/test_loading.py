@@ -167,7 +167,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         'redis.prefix = "a b": must be text of the form ^[A-Za-z0-9_.-]{1,64}$',
         f"WARDGATE_CLINT_PONG_TIMEOUT: {none} (did you mean WARDGATE_CLIENT_PONG_TIMEOUT?)",
         f'client.stale_close_delay = "soon": {duration} (from WARDGATE_CLIENT_STALE_CLOSE_DELAY)',
-        'log.level = "loud": must be one of "none", "trace", "debug", "info", "warn", "error" '
+        'log.level = "loud": must be one of "none", "trace", "debug", "info", "warn", "warning", "error" '
         "(from WARDGATE_LOG_LEVEL)",
         "sessions.previous_secret_keys: must be an array, each item text (a secret), as JSON "
         "(from WARDGATE_SESSIONS_PREVIOUS_SECRET_KEYS)",
