@@ -97,8 +97,9 @@ class _Kept:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
         except TimeoutError:
+            why = self.why
             await self.close()
-            raise Unavailable(f"Redis at {self._address}: {self.why}") from None
+            raise Unavailable(f"Redis at {self._address}: {why}") from None
         except BaseException:
             await self.close()
             raise
