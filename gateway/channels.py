@@ -214,25 +214,30 @@ def may_history(channel: Channel, user: str, subscribed: bool) -> ErrorCode | No
     return None if _history(channel, user, subscribed) else ErrorCode.PERMISSION_DENIED
 
 
-def grant(channel: Channel, user: str, request: SubscribeRequest, override: Mapping[str, bool] | None = None) -> Grant:
+def grant(
+    channel: Channel, user: str, request: SubscribeRequest, override: Mapping[str, bool | None] | None = None
+) -> Grant:
     """What a subscription that is allowed gets: what the settings force, and what it asked for and may have.
 
     What it may not have is left out silently. `override` are the options that a token or the server API sets:
-    presence, join_leave, force_push_join_leave, force_positioning, force_recovery.
+    presence, join_leave, force_push_join_leave, force_positioning, force_recovery. None is not set.
     """
-    options, own = channel.options, override or {}
+    options = channel.options
+    own = {name: value for name, value in (override or {}).items() if value is not None}
     join_leave = own.get("join_leave", options.join_leave)
-    recoverable = own.get("force_recovery", options.force_recovery) or (
-        request.recoverable and (options.allow_recovery or _history(channel, user, True))
-    )
-    positioned = own.get("force_positioning", options.force_positioning) or (
-        request.positioned and (options.allow_positioning or _history(channel, user, True))
-    )
+    push = own.get("force_push_join_leave", options.force_push_join_leave)
+    positioned = own.get("force_positioning", options.force_positioning)
+    recoverable = own.get("force_recovery", options.force_recovery)
+    if request.join_leave and join_leave:
+        push = push or _presence(channel, user, True)
+    if request.positioned:
+        positioned = positioned or options.allow_positioning or _history(channel, user, True)
+    if request.recoverable:
+        recoverable = recoverable or options.allow_recovery or _history(channel, user, True)
     return Grant(
         presence=own.get("presence", options.presence),
         join_leave=join_leave,
-        push_join_leave=own.get("force_push_join_leave", options.force_push_join_leave)
-        or (request.join_leave and join_leave and _presence(channel, user, True)),
+        push_join_leave=push,
         positioned=channel.history and (positioned or recoverable),
         recoverable=channel.history and recoverable,
     )

@@ -1,5 +1,6 @@
 """What a channel name means and what a client may do there, by the rules of the field."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -108,6 +109,11 @@ def test_a_namespace_may_demand_a_pattern_of_the_rest(rest: str, good: bool) -> 
 
 def test_a_pattern_lets_other_alphabets_in_and_matches_anywhere() -> None:
     assert channels(channel_regex="[a-z]+\u00e9").client("xx caf\u00e9 yy")
+
+
+def test_a_pattern_that_cannot_be_matched_as_in_go_is_named() -> None:
+    with pytest.raises(ValueError, match="channel_regex of 'chat'"):
+        channels(Namespace(name="chat", channel_regex=r"(?u)\w"))
 
 
 def test_boundaries_are_settings() -> None:
@@ -265,7 +271,7 @@ PLAIN = SubscribeRequest("c")
 
 
 def given(
-    request: SubscribeRequest, user: str = "42", override: dict[str, bool] | None = None, **options: Any
+    request: SubscribeRequest, user: str = "42", override: Mapping[str, bool | None] | None = None, **options: Any
 ) -> set[str]:
     found = grant(channels(**options).client("c"), user, request, override)
     names = ("presence", "join_leave", "push_join_leave", "positioned", "recoverable")
@@ -330,7 +336,10 @@ def test_a_token_or_a_backend_may_set_options_of_its_own() -> None:
     off = dict.fromkeys([*on, "force_positioning"], False)
     forced: dict[str, Any] = dict.fromkeys(off, True)
     assert given(PLAIN, override=off, **forced, **HISTORY) == set()
-    assert given(PLAIN, override={"force_positioning": True}, **HISTORY) == {"positioned"}
+    assert given(PLAIN, override={"force_positioning": True, "presence": None}, presence=True, **HISTORY) == {
+        "presence",
+        "positioned",
+    }
 
 
 def test_anonymous_clients_ask_for_what_anonymous_clients_may() -> None:
