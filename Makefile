@@ -1,0 +1,80 @@
+# What people type: dev, test, check; and what these are made of. Only `make` and Python 3.11 or later have to be there.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+# Everything but a command's own output goes to stderr: `make -s dev ARGS=--json` prints one line.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input --require-virtualenv \
+	--require-hashes --only-binary :all: --no-deps --no-compile
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test check lint types autobahn bench lock clean
+
+help:
+	@echo "make dev [ARGS=...]   run everything for development (ARGS=--help lists the options)"
+	@echo "make test [ARGS=...]  run the whole test suite"
+	@echo "make check            lint, types, tests"
+	@echo "make autobahn         all 517 cases of the WebSocket conformance suite"
+	@echo "make bench [ARGS=...] measure"
+	@echo "make lock             renew requirements/*.txt from pyproject.toml (needs uv)"
+
+dev: installed-dev
+	@exec $(RUN) run.py dev $(ARGS)
+
+test: installed-test
+	@exec $(RUN) -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+
+check: lint types test
+
+lint: installed-test
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: installed-test
+	@$(BIN)/mypy .
+
+autobahn: installed-test
+	@$(RUN) tests/protocol/autobahn.py --all
+
+bench: installed-bench
+	@exec $(RUN) -m bench $(ARGS)
+
+lock:
+	@for group in dev test bench; do \
+		case $$group in \
+			dev) groups="--group dev" ;; \
+			test) groups="--group dev --group test --constraint requirements/dev.txt" ;; \
+			bench) groups="--group dev --group test --group bench --constraint requirements/test.txt" ;; \
+		esac; \
+		uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS) \
+			$$groups pyproject.toml -o requirements/$$group.txt || exit 1; \
+	done
+
+clean:
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* gateway/protocol/wire_pb2.py*
+
+# requirements/X.txt are installed when $(VENV)/X.txt is a copy of them. Each of the three has the ones before in it, with
+# the same versions.
+installed-%: $(VENV)/made
+	@cmp -s requirements/$*.txt $(VENV)/$*.txt || { \
+		echo "Installing requirements/$*.txt into $(VENV) ..." >&2; \
+		$(INSTALL) -r requirements/$*.txt >&2 || exit 1; \
+		case $* in \
+			dev) rm -f $(VENV)/test.txt $(VENV)/bench.txt; copies="dev" ;; \
+			test) rm -f $(VENV)/bench.txt; copies="dev test" ;; \
+			bench) copies="dev test bench" ;; \
+		esac; \
+		for copy in $$copies; do cp requirements/$$copy.txt $(VENV)/$$copy.txt; done; \
+	}
+	@[ gateway/protocol/wire_pb2.py -nt gateway/protocol/wire.proto ] && [ gateway/protocol/wire_pb2.py -nt $(BIN)/protoc ] \
+		|| $(RUN) -m gateway.protocol.build >&2
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Wardgate needs Python 3.11 or later, as '$(PYTHON)'. Another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$(PYTHON)' has no venv or ensurepip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Making a virtual environment in $(VENV) ..." >&2
+	@$(PYTHON) -m venv --clear $(VENV) >&2
+	@touch $@
