@@ -30,12 +30,11 @@ class Freshness:
         self._serve = policy == "serve"
         self._timer: asyncio.TimerHandle | None = None
 
-    def grant(self, until: float) -> None:
-        """The lease as it stands; never backwards."""
+    def renew(self, until: float) -> None:
+        """The lease as it stands; never backwards. `check` tells of it."""
         self.lease_until = max(self.lease_until, until)
         if self.lease_until > 0.0:
             self.until = math.inf if self._serve else self.lease_until
-        self.check()
 
     def stop(self) -> None:
         """Freeze for good: this process ends."""

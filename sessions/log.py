@@ -184,6 +184,7 @@ class Committed:
     total: int
     sessions: int
     at: float
+    complete: bool = True
 
 
 @dataclass(slots=True)
@@ -211,13 +212,13 @@ async def write(connection: Connection, groups: Sequence[Group]) -> Written:
     """Set the marks and append the drafts, the head last. Rows whose id is in the log already are not written again."""
     drafts = [row for group in groups for row in group.drafts]
     counts = await _mark(connection, drafts)
-    found = await connection.fetchrow(_HEAD + " FOR UPDATE")
+    found: Any = await connection.fetchrow(_HEAD + " FOR UPDATE")
     fresh = await _not_there(connection, drafts)
     rows, era_id = _placed(found, fresh)
-    if not rows:
-        return Written()
-    rows = await _append(connection, rows, era_id)
-    return Written(rows, await _receipts(connection, groups, rows, era_id, counts))
+    if rows:
+        rows = await _append(connection, rows, era_id)
+    at = rows[-1].seq if rows else found["seq"]
+    return Written(rows, await _receipts(connection, groups, rows, Position(at, era_id), counts))
 
 
 async def _mark(connection: Connection, drafts: Sequence[Row]) -> dict[str, int]:
@@ -324,39 +325,37 @@ def _values(row: Row) -> tuple[Any, ...]:
 
 
 async def _receipts(
-    connection: Connection, groups: Sequence[Group], rows: Sequence[Row], era_id: str, counts: dict[str, int]
+    connection: Connection, groups: Sequence[Group], rows: Sequence[Row], head: Position, counts: dict[str, int]
 ) -> list[Committed]:
-    """Write the receipts of what was appended, and say what they are now."""
-    own: dict[str, list[Row]] = {}
+    """Write the receipts of what was appended, and say what they are now. A group that never had a draft has one too:
+    that nothing was to be done is an answer."""
+    own: dict[str, list[Row]] = {group.receipt: [] for group in groups if group.receipt and not group.drafts}
     for row in rows:
         if row.receipt:
             own.setdefault(row.receipt, []).append(row)
     groups = [group for group in groups if group.receipt in own]
     if not groups:
         return []
+    last = {receipt: rows[-1].seq if rows else head.seq for receipt, rows in own.items()}
     records = await connection.fetch(
         _RECEIPTS,
         [g.receipt for g in groups],
         [g.actor for g in groups],
-        [own[g.receipt][-1].seq for g in groups],
-        [era_id] * len(groups),
+        [last[g.receipt] for g in groups],
+        [head.era] * len(groups),
         [len(own[g.receipt]) for g in groups],
         [sum(counts.get(row.id, 0) for row in own[g.receipt]) for g in groups],
         [g.complete for g in groups],
         [g.progress for g in groups],
     )
     found = {record["id"].hex: record for record in records}
-    return [
-        Committed(
-            g.receipt,
-            own[g.receipt],
-            Position(own[g.receipt][-1].seq, era_id),
-            found[g.receipt]["rows"],
-            found[g.receipt]["sessions"],
-            found[g.receipt]["at"],
-        )
-        for g in groups
-    ]
+    return [_committed(g, own[g.receipt], Position(last[g.receipt], head.era), found[g.receipt]) for g in groups]
+
+
+def _committed(group: Group, rows: list[Row], position: Position, found: Any) -> Committed:
+    return Committed(
+        group.receipt, rows, position, found["rows"], found["sessions"], found["at"], complete=group.complete
+    )
 
 
 async def put_back(connection: Connection, rows: Sequence[Row]) -> Written:

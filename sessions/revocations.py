@@ -1,109 +1,132 @@
 """This process's part in the protocol of `docs/revocation.md`, and the only door to it for the rest of the house.
 
 It joins the rooms beside it: `log` (SQL of the log), `memory` (who is over since a position, pure), `lease` (may this
-process go on, pure), `renewal` (the lease's connection), `hints` (Redis), `registration`, `committer`, `receipts`.
-Nothing is decided here; what is decided there is done here, in the order of the protocol.
+process go on, pure), `applier` (a row takes effect), `renewal` (the lease's connection), `freshness`, `hints` (Redis),
+`registration`, `committer`, `ranges`, `receipts`. Nothing is decided here; what is decided there is done here, in the
+order of the protocol: apply locally, then tell the cluster, acknowledge after (8b).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from enum import Enum
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
+from uuid import UUID, uuid4
 
 import asyncpg
-import msgspec
+import structlog
 
 from config.clock import Clock
 from config.database import Connection, Pool
-from config.redis import Bus, Pipe
-from sessions.model import REVOKED, Ended, Kind, Position, Row, Standing
+from config.redis import Bus
+from config.tasks import Tasks
+from sessions import log as revocation_log
+from sessions import registration
+from sessions.applier import Applier, Closer
+from sessions.committer import Committer, Deed, Order
+from sessions.errors import SessionEnded, Unavailable, translated
+from sessions.freshness import Freshness
+from sessions.hints import Acks, Caller, Count, Envelope, Hints
+from sessions.idempotency import Key
+from sessions.log import Entry, Group, Written
+from sessions.memory import Again, Memory, Place, Verdict
+from sessions.model import DISABLED, EXPIRED, Ended, Position, Row, Standing
+from sessions.ranges import Range, Work
+from sessions.receipts import NodeReceipt, Receipt, Receipts
+from sessions.registration import Watch
+from sessions.renewal import Renewal
+from sessions.transactions import transaction
+
+__all__ = [
+    "Again",
+    "Closer",
+    "Deed",
+    "Entry",
+    "NodeReceipt",
+    "Range",
+    "Receipt",
+    "Revocations",
+    "Verdict",
+    "Writing",
+]
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
+SWEEP = 1.0
+"""Seconds between two looks at the other processes' beats."""
 
-class Again(Enum):
-    """Memory cannot judge: read the session again (with `read_current`), then judge what was read."""
+PRUNE = 60.0
+"""Seconds between two batches of pruning."""
 
-    BELOW_FLOOR = "below floor"  # memory does not reach back to the position, or the position is on another chain
-    RIGHTS = "rights"  # the user's roles changed since the position: not over, but what was read of them is old
-
-
-Verdict = Ended | Again | None
-"""None: live."""
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What a transaction wants the log to say; its place (seq, id, previous, bound) is given at commit.
-
-    SESSION takes `sid`; USER and RIGHTS take `subject`; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
-    """
-
-    kind: Kind
-    sid: str = ""
-    subject: str = ""
-    except_sid: str = ""
-    api_key: str = ""
-    code: int = REVOKED
-    reason: str = ""
-    message: str = ""
-    spread_seconds: float = 0.0
-
-
-class NodeReceipt(msgspec.Struct, frozen=True):
-    """One node's part: when it had applied all rows, and how many connections it closed for them."""
-
-    node: str
-    applied_at: str
-    connections_closed: int
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """What a revocation did, as interface.md shows it. `by` is "" until it is confirmed."""
-
-    id: str
-    position: str
-    state: Literal["committed", "confirmed"]
-    by: Literal["", "acks", "lease"]
-    sessions: int
-    connections_closed: int
-    nodes: tuple[NodeReceipt, ...]
-    committed_at: str
-    elapsed_ms: float
-
-
-class Closer(Protocol):
-    """Whoever holds live connections (the hub)."""
-
-    def apply(self, row: Row) -> int:
-        """Close what `row` ends, now and synchronously, and say how many connections that were.
-
-        Called once a row, before this process acknowledges it. RIGHTS: the user's connections go with 3014. SESSION,
-        USER, EVERYONE: compare `born < row.bound` of each connection's session (EVERYONE spares `except_sid`). ERA and
-        API_KEY mean nothing to connections. `row.spread_seconds`: out of every list now, close frames spread.
-        Must not raise: a row whose closer raised is not acknowledged and is tried again.
-        """
-        ...
+_STANDS = """
+SELECT s.ended_at IS NOT NULL AS ended, s.ended_code, s.ended_reason, s.ended_message,
+    s.born < u.revoked_below AS revoked, u.revoked_code, u.revoked_reason, u.revoked_message,
+    e.code, e.reason, e.message, u.state,
+    s.expires_at <= clock_timestamp() AS expired,
+    s.last_seen_at + s.idle_seconds * interval '1 second' <= clock_timestamp() AS idle
+FROM sessions s JOIN subjects u ON u.id = s.subject
+LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true
+WHERE s.sid = $1 FOR SHARE OF s
+"""
 
 
 class Writing:
-    """One transaction of PostgreSQL that may write to the log. Lock order: subjects, sessions (by id), then the head."""
+    """One transaction of PostgreSQL that may write to the log. Lock order: subjects, sessions (by id), the head last.
 
-    connection: Connection
-    receipt: Receipt | None  # after the block: of what was appended, None when nothing was
+    `receipt`: after the block, of what was appended; None when nothing was.
+    """
+
+    def __init__(self, connection: Connection, actor: str) -> None:
+        self.connection = connection
+        self.receipt: Receipt | None = None
+        self._id = uuid4().hex
+        self._actor = actor
+        self._entries: list[Entry] = []
+        self._eras: list[Row] = []
 
     async def head(self) -> Position:
         """The head as a write must know it (1c, 2a): lock the subject first. Under another server start than the last
         writer's an era row is appended first, and the head row stays locked until the end."""
-        raise NotImplementedError
+        position, era = await revocation_log.head(self.connection)
+        if era is not None:
+            self._eras.append(era)
+        return position
 
     def append(self, entry: Entry) -> None:
         """Collect an entry. At the end of the block, before COMMIT: the marks on sessions and subjects are set, the
         rows are written, the head row last (1a). A USER entry for an unknown subject inserts the subject."""
-        raise NotImplementedError
+        self._entries.append(entry)
 
     async def require_live(self, sid: str) -> None:
-        """7e: lock the session's row and raise `sessions.errors.SessionEnded` unless it is live by position."""
-        raise NotImplementedError
+        """7e: hold the session's row, so that no revocation of it commits before this transaction; SessionEnded unless
+        it is live, by its marks and by position."""
+        record = await self.connection.fetchrow(_STANDS, sid)
+        ended = _ended(record) if record is not None else Ended(EXPIRED, "absolute")
+        if ended is not None:
+            raise SessionEnded(ended)
+
+    async def finish(self) -> Written:
+        """Write what was collected. For `Revocations.writing` alone."""
+        written = Written()
+        if self._entries:
+            drafts = [entry.draft(self._id) for entry in self._entries]
+            written = await revocation_log.write(self.connection, [Group(self._id, drafts, self._actor)])
+        written.rows[:0] = self._eras
+        return written
+
+
+def _ended(record: asyncpg.Record) -> Ended | None:
+    if record["ended"]:
+        return Ended(record["ended_code"], record["ended_reason"], record["ended_message"])
+    if record["revoked"]:
+        return Ended(record["revoked_code"], record["revoked_reason"] or "", record["revoked_message"] or "")
+    if record["code"] is not None:
+        return Ended(record["code"], record["reason"], record["message"])
+    if record["state"] != "active":
+        return Ended(DISABLED)
+    if record["expired"] or record["idle"]:
+        return Ended(EXPIRED, "absolute" if record["expired"] else "idle")
+    return None
 
 
 class Revocations:
@@ -118,7 +141,7 @@ class Revocations:
         pool: Pool,
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         bus: Bus,
-        pipe: Pipe,
+        pipe: Caller,
         *,
         clock: Clock,
         node: str,
@@ -128,52 +151,115 @@ class Revocations:
     ) -> None:
         self.node = node
         self.policy = policy
-        self.fresh_until = 0.0  # boottime; the gate compares its one clock read a flush with this; inf under "serve"
-        self.why = "starting"  # why this process is not fresh, "" when it is
-        self.probe_ok = False  # own hints are heard through the real publish path
-        self.on_freeze: list[Callable[[], None]] = []
-        self.on_thaw: list[Callable[[], None]] = []
+        self.fresh_until = 0.0
+        """boottime; the gate compares its one clock read a flush with this; inf under "serve"."""
+        self._pool = pool
+        self._clock = clock
+        self._prefix = prefix
+        self._secrets = secrets
+        self._freshness = Freshness(clock, policy)
+        self.on_freeze = self._freshness.on_freeze
+        self.on_thaw = self._freshness.on_thaw
+        self._applier = Applier(clock, self.database_now)
+        self._hints = Hints(
+            bus,
+            pipe,
+            node=node,
+            prefix=prefix,
+            on_rows=self._heard_rows,
+            on_acks=self._heard_acks,
+            on_change=self._probe_changed,
+        )
+        self._renewal = Renewal(
+            connect,
+            self._applier,
+            clock=clock,
+            node=node,
+            policy=policy,
+            probe_ok=lambda: self._hints.heard,
+            on_reply=self._renewed,
+            on_failure=self._not_renewed,
+        )
+        self._committer = Committer(pool, self._committed)
+        self._receipts = Receipts(pool, lambda: self._renewal.lease, clock=clock, node=node)
+        self._watch = Watch()
+        self._tasks = Tasks()
+        self._putting_back: asyncio.Task[None] | None = None
+        self._put_back_after = 0.0
 
     async def start(self) -> None:
         """Register (5a), read the first head, and renew from now on. Raises sessions.errors.Unavailable when
         PostgreSQL is not there; Redis may be away."""
-        raise NotImplementedError
+        with translated():
+            await self._renewal.first()
+        self._tasks.keep("revocations: lease", self._renewal.run)
+        self._tasks.keep("revocations: hints", self._hints.run)
+        self._tasks.keep("revocations: committer", self._committer.run)
+        self._tasks.keep("revocations: receipts", self._receipts.run)
+        self._tasks.keep("revocations: sweep", self._sweep)
+        self._tasks.keep("revocations: prune", self._prune)
 
     async def close(self) -> None:
-        """Stop, freeze, and remove the registration."""
-        raise NotImplementedError
+        """Freeze, stop, and remove the registration."""
+        self._freshness.stop()
+        self.fresh_until = self._freshness.until
+        self._hints.close()
+        await self._tasks.close()
+        self._committer.close()
+        self._receipts.close()
+        await self._renewal.close()
 
     # -- judging: pure reads of memory, safe in a synchronous block
 
     def fresh(self, now: float | None = None) -> bool:
-        """Whether this process can prove that it is current (I3)."""
-        raise NotImplementedError
+        """Whether this process may go on (I3): its lease is fresh, or its policy is "serve"."""
+        return (self._clock.now() if now is None else now) < self.fresh_until
+
+    @property
+    def why(self) -> str:
+        """Why this process is not fresh, "" when it is. Under "serve" also why it would be frozen."""
+        if self._clock.now() < self._freshness.lease_until:
+            return ""
+        return self._renewal.why or "lease: over"
+
+    @property
+    def probe_ok(self) -> bool:
+        """Own hints are heard through the real publish path."""
+        return self._hints.heard
 
     def database_now(self) -> float:
         """The database's clock (unix seconds) as local clock + held offset (11)."""
-        raise NotImplementedError
+        offset = self._renewal.offset.value
+        return self._clock.now() + offset if offset is not None else self._clock.wall()
 
     @property
     def position(self) -> Position:
         """Up to where this process has applied the log."""
-        raise NotImplementedError
+        return self._memory.position
+
+    @property
+    def _memory(self) -> Memory:
+        if self._applier.memory is None:
+            raise Unavailable("the log has not been read yet")
+        return self._applier.memory
 
     def judge(self, sid: str, user: str, born: int, position: Position) -> Verdict:
         """9b: what memory says *now* of a session that was read at `position`. No I/O."""
-        raise NotImplementedError
+        return self._memory.judge(sid, user, born, position)
 
     def judge_standing(self, standing: Standing) -> Verdict:
         """`judge` for what a connection or token carries."""
-        raise NotImplementedError
+        return self._memory.judge(standing.sid, standing.user, standing.born, standing.position)
 
     def judge_key(self, api_key: str, position: Position) -> Verdict:
         """The same for an API key that was read at `position`."""
-        raise NotImplementedError
+        return self._memory.judge_key(api_key, position)
 
     async def read_current(self, query: Callable[[Connection], Awaitable[T]]) -> T:
         """9b: run a short read on the lease's connection, right after a renewal that was granted; so what it returns is
         at or above the floor. Problem `frozen` when the lease cannot be renewed now. `query` must not keep it."""
-        raise NotImplementedError
+        with translated():
+            return await self._renewal.read(query)
 
     # -- writing
 
@@ -184,30 +270,218 @@ class Revocations:
         Raises Unavailable (nothing was done), Problem `outcome_unknown` (6d), and whatever the block raises (rolled
         back). Cancelling the caller while COMMIT is out does not lose the rows: they are applied all the same.
         """
-        raise NotImplementedError
-        yield
+        written = Written()
+        async with transaction(self._pool, lambda: self._committed(written)) as connection:
+            writing = Writing(connection, actor)
+            yield writing
+            written = await writing.finish()
+        for committed in written.receipts:
+            writing.receipt = self._receipts.here(committed.receipt)
 
     async def revoke(
-        self, entry: Entry, *, actor: str = "", action: str = "", wait: bool = False, timeout: float = 10.0
+        self,
+        entry: Entry,
+        *,
+        actor: str = "",
+        action: str = "",
+        target: str = "",
+        wait: bool = False,
+        timeout: float = 10.0,
     ) -> Receipt:
         """One entry through the committer (1e): up to 500 callers share a transaction. With `wait` until it is
-        confirmed or `timeout` (s) is over."""
-        raise NotImplementedError
+        confirmed or `timeout` (s) is over. An unknown session or user is a Problem `not_found`."""
+        id, _ = await self.order(entry, Deed(actor, action, target))
+        return await self.confirmed(id, timeout if wait else 0.0)
+
+    async def order(self, entry: Entry, deed: Deed, key: Key | None = None, *, known: bool = True) -> tuple[str, bool]:
+        """The receipt's id, and whether it is an earlier call's (same key). `known`: 404 for what is not in the
+        database."""
+        return await self._committer.submit(Order(entry, deed, key, known))
+
+    async def order_range(self, wanted: Range, deed: Deed, key: Key | None = None) -> tuple[str, bool]:
+        """The same for many rows under one receipt."""
+        work = Work(self._pool, wanted, uuid4().hex, deed, self._committed)
+        await work.run(key)
+        return work.receipt, work.earlier
 
     async def confirmed(self, receipt_id: str, timeout: float) -> Receipt:
         """The receipt once it is confirmed, or as it is after `timeout` seconds."""
-        raise NotImplementedError
+        if timeout > 0:
+            if self._receipts.here(receipt_id) is None:
+                await self._receipts.read(receipt_id)
+            await self._receipts.confirmed(receipt_id, timeout)
+        here = self._receipts.here(receipt_id)
+        if here is not None and (self._receipts.counted(receipt_id) or here.state == "committed"):
+            return here
+        found = await self.receipt(receipt_id)
+        if found is None:
+            raise Unavailable("the receipt is gone")
+        return found
 
     async def receipt(self, receipt_id: str) -> Receipt | None:
         """A receipt of any process, by id."""
-        raise NotImplementedError
+        try:
+            id = UUID(receipt_id).hex
+        except ValueError:
+            return None
+        try:
+            return await self._receipts.read(id)
+        except Unavailable:
+            here = self._receipts.here(id)
+            if here is None:
+                raise
+            return here
+
+    # -- what follows from a row; synchronous
+
+    def _committed(self, written: Written) -> None:
+        """COMMIT has returned: this moment is m (6a). Local first, then the cluster (8b)."""
+        now = self._clock.now()
+        for committed in written.receipts:
+            self._receipts.open(committed, now)
+        for row in written.rows:
+            if self._applier.take(row):
+                self._receipts.moved(row)
+                self._acknowledge_here(row)
+        if not written.rows:
+            return
+        self._hints.send_rows(written.rows)
+        self._settle(written.rows[-1])
+
+    def _acknowledge_here(self, row: Row) -> None:
+        tally = self._applier.tally(row.receipt)
+        if tally is not None:
+            place = Place(row.seq, row.id)
+            self._receipts.applied_here([place], row.receipt, tally.closed, tally.applied_at)
+
+    def _heard_rows(self, node: str, rows: Sequence[Row]) -> None:
+        """3: apply on sight, even beyond a gap; acknowledge after."""
+        done = [row for row in rows if self._applier.take(row)]
+        counts = {}
+        for row in done:
+            self._receipts.moved(row)
+            tally = self._applier.tally(row.receipt)
+            if tally is not None:
+                counts[row.receipt] = Count(row.receipt, tally.closed, tally.applied_at)
+        if done:
+            self._hints.acknowledge(node, [Place(row.seq, row.id) for row in done], list(counts.values()))
+            self._settle(done[-1])
+
+    def _heard_acks(self, acks: Acks) -> None:
+        self._receipts.heard(acks)
+
+    def _settle(self, row: Row) -> None:
+        memory = self._applier.memory
+        if memory is None:
+            return
+        if not memory.contains(Place(row.seq, row.id)):
+            self._renewal.hurry()
+        self._renewal.lease.settle(memory)
+        self._grant()
+
+    def _grant(self) -> None:
+        """The attribute first: whoever is told of the thaw looks at it."""
+        self._freshness.renew(self._renewal.lease.fresh_until)
+        self.fresh_until = self._freshness.until
+        self._freshness.check()
+
+    def _renewed(self, lost: Sequence[Row]) -> None:
+        if self._hints.envelope is None and self._renewal.chain:
+            self._hints.envelope = Envelope(self._secrets, prefix=self._prefix, chain=self._renewal.chain)
+        self._grant()
+        if lost:
+            self._put_back(lost)
+
+    def _not_renewed(self) -> None:
+        self._watch.reset()
+        self._freshness.check()
+
+    def _probe_changed(self) -> None:
+        if not self._hints.heard:
+            self._renewal.hurry()
+
+    # -- 4c: rows that a failover lost
+
+    def _put_back(self, lost: Sequence[Row]) -> None:
+        running = self._putting_back is not None and not self._putting_back.done()
+        if running or self._clock.now() < self._put_back_after:
+            return
+        self._put_back_after = self._clock.now() + 1.0
+        self._putting_back = self._tasks.once("revocations: put back", self._write_lost(list(lost)))
+
+    async def _write_lost(self, lost: list[Row]) -> None:
+        log.critical("rows_put_back", count=len(lost))
+        for n in range(0, len(lost), 500):
+            await self._write_lost_page(lost[n : n + 500])
+
+    async def _write_lost_page(self, lost: list[Row]) -> None:
+        written = Written()
+        async with transaction(self._pool, lambda: self._committed(written)) as connection:
+            written = await revocation_log.put_back(connection, lost)
+
+    # -- the others
+
+    async def _sweep(self) -> None:
+        """5c: remove who is dead."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            try:
+                await self._look_at_others()
+            except Unavailable:
+                self._watch.reset()
+
+    async def _look_at_others(self) -> None:
+        head = self._renewal.lease.head
+        if head is None or not self._clock.now() < self._freshness.lease_until:
+            self._watch.reset()
+            return
+        limit = head.lease + head.drift + registration.MARGIN
+        with translated():
+            async with self._pool.acquire(timeout=2.0) as connection:
+                sent = self._clock.now()
+                beats, start = await registration.look(connection)
+                if start != self._renewal.lease.start:
+                    self._watch.reset()
+                    return
+                dead = self._watch.look(beats, start=start, sent=sent, arrived=self._clock.now(), limit=limit)
+                for process in dead:
+                    if process.node != self.node and await registration.remove_dead(connection, process):
+                        log.warning("process_removed", node=process.node)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE)
+            try:
+                with translated():
+                    async with self._pool.acquire(timeout=2.0) as connection:
+                        await revocation_log.prune(connection)
+            except Unavailable:
+                continue
 
     # -- joining
 
     def add_listener(self, closer: Closer) -> None:
         """Rows are given to `closer` from now on."""
-        raise NotImplementedError
+        self._applier.closers.append(closer)
 
     def figures(self) -> Mapping[str, float]:
         """For the metrics: names of gateway/metrics.py."""
-        raise NotImplementedError
+        lease = self._renewal.lease
+        memory = self._applier.memory
+        lag = lease.head.place.seq - memory.applied.seq if lease.head is not None and memory is not None else 0
+        return {
+            "rows_applied": self._applier.applied,
+            "hints_received": self._hints.received,
+            "hints_rejected": self._hints.rejected,
+            "lease_renewals": self._renewal.renewals,
+            "lease_failures": self._renewal.failures,
+            "freezes": self._freshness.freezes,
+            "clock_steps": self._renewal.offset.steps,
+            "background_failures": self._tasks.failures,
+            "lease_age_seconds": self._clock.now() - lease.renewed_at if lease.renewed_at else 0.0,
+            "applied_lag": max(0, lag),
+            "frozen": float(self._freshness.frozen),
+            "policy_serve": float(self.policy == "serve"),
+            "redis_up": float(self._hints.heard),
+            "receipts_open": len(self._receipts),
+        }

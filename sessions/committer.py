@@ -1,0 +1,206 @@
+"""Group commit (1e): whoever wants one entry written waits here, and one transaction takes all that wait, up to 500.
+
+The head's lock then costs one fsync a batch. One bad entry does not fail its batch: what is wrong with it is found
+before anything is written, and where the server finds it, the entries are tried again one by one. What follows the
+commit (apply, hint, receipts) is the caller's `then`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import msgspec
+
+from config.database import Connection, Pool
+from config.http import Problem
+from sessions import audit, idempotency
+from sessions.errors import Unavailable
+from sessions.idempotency import Key
+from sessions.log import Entry, Group, Written, write
+from sessions.model import Kind
+from sessions.transactions import OutcomeUnknown, transaction
+
+MOST = 500
+"""Entries in one transaction."""
+
+WAITING = 20_000
+"""Entries that may wait; beyond them a caller is told to come again."""
+
+_THERE = """
+SELECT 1 AS kind, sid AS id FROM sessions WHERE sid = ANY($1::text[])
+UNION ALL SELECT 2, id FROM subjects WHERE id = ANY($2::text[])
+"""
+
+
+class Deed(msgspec.Struct, frozen=True):
+    """Who did it, for the audit. No row is written without an `action`."""
+
+    actor: str = ""
+    action: str = ""
+    target: str = ""
+    sid: str = ""
+    address: str = ""
+    detail: dict[str, Any] = {}
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """One entry that somebody waits for. `known`: its session or user must be in the database, else 404.
+
+    The future's result is the receipt's id and whether it is an earlier call's (same Idempotency-Key).
+    """
+
+    entry: Entry
+    deed: Deed
+    key: Key | None = None
+    known: bool = True
+    receipt: str = field(default_factory=lambda: uuid4().hex)
+    done: "asyncio.Future[tuple[str, bool]]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def refuse(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def answer(self, receipt: str, *, earlier: bool) -> None:
+        if not self.done.done():
+            self.done.set_result((receipt, earlier))
+
+
+class Committer:
+    """One a process. `then(written)` runs right after each COMMIT, before anybody who waits is told."""
+
+    def __init__(self, pool: Pool, then: Callable[[Written], None]) -> None:
+        self._pool = pool
+        self._then = then
+        self._waiting: deque[Order] = deque()
+        self._wake = asyncio.Event()
+
+    async def submit(self, order: Order) -> tuple[str, bool]:
+        """Wait until it is committed. Raises Problem: not_found, idempotency_conflict, unavailable, outcome_unknown."""
+        if len(self._waiting) >= WAITING:
+            raise Problem("busy", retry_after=1)
+        self._waiting.append(order)
+        self._wake.set()
+        return await order.done
+
+    async def run(self) -> None:
+        """Commit for ever."""
+        while True:
+            while not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._commit(self._batch())
+
+    def close(self) -> None:
+        """Whoever waits still is refused."""
+        while self._waiting:
+            self._waiting.popleft().refuse(Unavailable("this process ends"))
+
+    def _batch(self) -> list[Order]:
+        """What waits, in order; a key that stands in it already waits for the next one."""
+        batch: list[Order] = []
+        names: set[tuple[str, str]] = set()
+        later: list[Order] = []
+        while self._waiting and len(batch) < MOST:
+            order = self._waiting.popleft()
+            if order.done.done():
+                continue  # its caller has gone before anything was begun
+            if order.key is not None and order.key.name in names:
+                later.append(order)
+                continue
+            if order.key is not None:
+                names.add(order.key.name)
+            batch.append(order)
+        self._waiting.extendleft(reversed(later))
+        return batch
+
+    async def _commit(self, batch: Sequence[Order]) -> None:
+        try:
+            await self._transact(batch)
+        except asyncio.CancelledError:
+            self._refuse(batch, OutcomeUnknown())
+            raise
+        except (Unavailable, OutcomeUnknown) as error:
+            self._refuse(batch, error)
+        except Exception as error:
+            if len(batch) == 1:
+                self._refuse(batch, _told(error))
+                return
+            for order in batch:
+                await self._commit([order])
+
+    @staticmethod
+    def _refuse(batch: Sequence[Order], error: Exception) -> None:
+        for order in batch:
+            order.refuse(error)
+
+    async def _transact(self, batch: Sequence[Order]) -> None:
+        written = Written()
+        earlier: dict[str, str] = {}
+        going: list[Order] = []
+
+        def then() -> None:
+            self._then(written)
+            for order in going:
+                order.answer(order.receipt, earlier=False)
+            for order in batch:
+                if earlier.get(order.receipt):
+                    order.answer(earlier[order.receipt], earlier=True)
+
+        async with transaction(self._pool, then) as connection:
+            there = await _there(connection, batch)
+            found = [order for order in batch if _is_there(order, there)]
+            earlier.update(await idempotency.claim(connection, {o.receipt: o.key for o in found if o.key}))
+            going.extend(order for order in found if order.receipt not in earlier)
+            for order in going:
+                await record(connection, order.deed, order.receipt)
+            if going:
+                groups = [Group(o.receipt, [o.entry.draft(o.receipt)], o.deed.actor) for o in going]
+                written = await write(connection, groups)
+        for order in batch:
+            if order not in found:
+                order.refuse(Problem("not_found"))
+            elif earlier.get(order.receipt) == "":
+                order.refuse(idempotency.conflict())
+
+
+async def record(connection: Connection, deed: Deed, receipt: str) -> None:
+    """The audit row of a revocation, in its transaction."""
+    if deed.action:
+        await audit.append(
+            connection,
+            deed.action,
+            actor=deed.actor,
+            target=deed.target,
+            sid=deed.sid,
+            address=deed.address,
+            detail={**deed.detail, "receipt": receipt},
+        )
+
+
+async def _there(connection: Connection, batch: Sequence[Order]) -> set[tuple[int, str]]:
+    """Which of the sessions and users that must be known are, as (kind, id)."""
+    asked = [order.entry for order in batch if order.known]
+    sids = [entry.sid for entry in asked if entry.kind is Kind.SESSION]
+    users = [entry.subject for entry in asked if entry.kind is Kind.USER]
+    if not sids and not users:
+        return set()
+    return {(record["kind"], record["id"]) for record in await connection.fetch(_THERE, sids, users)}
+
+
+def _is_there(order: Order, there: set[tuple[int, str]]) -> bool:
+    entry = order.entry
+    if not order.known or entry.kind not in (Kind.SESSION, Kind.USER):
+        return True
+    return (entry.kind, entry.sid if entry.kind is Kind.SESSION else entry.subject) in there
+
+
+def _told(error: Exception) -> Exception:
+    """What the server refused in one entry is the caller's mistake, or ours; never that the database is away."""
+    if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
+        return Problem("invalid", str(error).splitlines()[0])
+    return error
