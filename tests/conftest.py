@@ -16,10 +16,12 @@ import pytest
 import redis.asyncio as redis
 
 from config import migrate
-from config.clock import FakeClock
-from config.database import open_pool
+from config.clock import FakeClock, SystemClock
+from config.database import connect, open_pool
+from config.redis import Bus, Pipe
 from config.servers import Guardian, Place, Postgres, Valkey
 from config.settings import Settings
+from sessions.revocations import Revocations
 
 TEMPLATE = "migrated"
 
@@ -147,6 +149,31 @@ def settings(database_url: str, redis_url: str) -> Settings:
             },
         }
     )
+
+
+@pytest.fixture
+async def revocations(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[Revocations]:
+    """One process's part in the revocation protocol, on the test's database and Redis, fresh and heard."""
+    url = settings.redis.url.get_secret_value()
+    bus, pipe = Bus(url), Pipe(url)
+    await bus.start()
+    await pipe.start()
+    started = Revocations(
+        pool,
+        lambda: connect(settings.database),
+        bus,
+        pipe,
+        clock=SystemClock(),
+        node=uuid.uuid4().hex,
+        policy=settings.sessions.policy,
+        prefix=settings.redis.prefix,
+        secrets=[settings.sessions.secret_key.get_secret_value()],
+    )
+    await started.start()
+    yield started
+    await started.close()
+    await bus.close()
+    await pipe.close()
 
 
 @pytest.fixture
