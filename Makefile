@@ -9,6 +9,8 @@ RUN := $(BIN)/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input --require-virtualenv \
 	--require-hashes --only-binary :all: --no-deps --no-compile
 
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS)
+
 .DEFAULT_GOAL := help
 .PHONY: help dev test check lint types autobahn bench lock clean
 
@@ -37,35 +39,24 @@ types: installed-test
 autobahn: installed-test
 	@$(RUN) tests/protocol/autobahn.py --all
 
-bench: installed-bench
+bench: installed-test
 	@exec $(RUN) -m bench $(ARGS)
 
 lock:
-	@for group in dev test bench; do \
-		case $$group in \
-			dev) groups="--group dev" ;; \
-			test) groups="--group dev --group test --constraint requirements/dev.txt" ;; \
-			bench) groups="--group dev --group test --group bench --constraint requirements/test.txt" ;; \
-		esac; \
-		uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS) \
-			$$groups pyproject.toml -o requirements/$$group.txt || exit 1; \
-	done
+	@$(LOCK) --group dev pyproject.toml -o requirements/dev.txt
+	@$(LOCK) --group dev --group test --group bench -c requirements/dev.txt pyproject.toml -o requirements/test.txt
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* gateway/protocol/wire_pb2.py*
 
-# requirements/X.txt are installed when $(VENV)/X.txt is a copy of them. Each of the three has the ones before in it, with
-# the same versions.
+# requirements/X.txt is installed when $(VENV)/X.txt is a copy of it. All that dev has is in test, in the same version.
 installed-%: $(VENV)/made
 	@cmp -s requirements/$*.txt $(VENV)/$*.txt || { \
 		echo "Installing requirements/$*.txt into $(VENV) ..." >&2; \
+		rm -f $(VENV)/dev.txt $(VENV)/test.txt; \
 		$(INSTALL) -r requirements/$*.txt >&2 || exit 1; \
-		case $* in \
-			dev) rm -f $(VENV)/test.txt $(VENV)/bench.txt; copies="dev" ;; \
-			test) rm -f $(VENV)/bench.txt; copies="dev test" ;; \
-			bench) copies="dev test bench" ;; \
-		esac; \
-		for copy in $$copies; do cp requirements/$$copy.txt $(VENV)/$$copy.txt; done; \
+		cp requirements/$*.txt $(VENV)/; \
+		cp requirements/dev.txt $(VENV)/; \
 	}
 	@[ gateway/protocol/wire_pb2.py -nt gateway/protocol/wire.proto ] && [ gateway/protocol/wire_pb2.py -nt $(BIN)/protoc ] \
 		|| $(RUN) -m gateway.protocol.build >&2
