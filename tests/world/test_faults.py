@@ -138,8 +138,8 @@ async def test_without_the_database_a_revocation_fails_and_every_node_freezes(wo
 async def ready(world: World, status: int) -> None:
     """Until `/ready` answers so."""
     async with asyncio.timeout(30):
-        while (await world.call("GET", "/ready"))[0] != status:
-            await asyncio.sleep(0.1)  # noqa: ASYNC110 - another process has no event of ours
+        while (await world.call("GET", "/ready"))[0] != status:  # noqa: ASYNC110 - another process has no event of ours
+            await asyncio.sleep(0.1)
 
 
 def descendants(parent: int) -> list[int]:
