@@ -8,13 +8,14 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
 
 from config.http import CURRENT, IDENTIFY, Caller, Problem, Route, mount, read_bytes
+from gateway.broker import StreamPosition
 from gateway.node import Node, NodeError
 from gateway.protocol.codes import ErrorCode
 
@@ -350,12 +351,7 @@ def _object(code: ErrorCode) -> ErrorObject:
     return ErrorObject(code.value, "not found" if code is ErrorCode.METHOD_NOT_FOUND else code.message)
 
 
-class _Positioned(Protocol):
-    offset: int
-    epoch: str
-
-
-def _response(outcome: _Positioned | ErrorCode | None) -> dict[str, Any]:
+def _response(outcome: StreamPosition | ErrorCode | None) -> dict[str, Any]:
     if isinstance(outcome, ErrorCode):
         return {"error": _object(outcome)}
     return {"result": {"offset": outcome.offset, "epoch": outcome.epoch} if outcome else {}}
@@ -391,29 +387,10 @@ class Api:
     def mount(self, app: web.Application) -> None:
         """Serve every method, `batch` and the old single endpoint."""
         routes = [
-            Route(
-                "POST",
-                f"/api/{name}",
-                entry.run,
-                entry.summary,
-                body=entry.request,
-                result=Answer,
-                access="key",
-                tag="server API",
-            )
-            for name, entry in self._methods.table.items()
+            _route(name, entry.run, entry.summary, entry.request, Answer) for name, entry in self._methods.table.items()
         ]
         mount(app, routes, lambda route: self._handler(route.path.removeprefix("/api/")))
-        batch = Route(
-            "POST",
-            "/api/batch",
-            self._methods.batch,
-            "Several methods in one request",
-            body=BatchRequest,
-            result=BatchAnswer,
-            access="key",
-            tag="server API",
-        )
+        batch = _route("batch", self._methods.batch, "Several methods in one request", BatchRequest, BatchAnswer)
         mount(app, [batch], lambda _route: self._guarded(self._answer_batch))
         app.router.add_post("/api", self._guarded(self._answer_old))
         app.router.add_post("/api/{method}", self._guarded(self._unknown))
@@ -472,6 +449,11 @@ class Api:
 
     async def _unknown(self, _request: web.Request, _raw: bytes) -> web.Response:
         return web.Response(status=404, text="404 page not found")
+
+
+def _route(name: str, run: Callable[[Any], Awaitable[Any]], summary: str, body: type, result: type) -> Route:
+    """`run` stands for the method in the description; the adapter given to `mount` is what serves it."""
+    return Route("POST", f"/api/{name}", run, summary, body=body, result=result, access="key", tag="server API")
 
 
 class _Old(msgspec.Struct, frozen=True):

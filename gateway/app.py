@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp_cors
-import aiohttp_session
 import msgspec
 import structlog
 from aiohttp import web
@@ -36,7 +35,7 @@ from config.http import (
     trusted_networks,
 )
 from config.openapi import describe
-from config.redis import Bus, Pipe, open_commands
+from config.redis import Bus, Pipe
 from config.settings import Settings
 from gateway import metrics
 from gateway.api import Api
@@ -46,6 +45,7 @@ from gateway.history import History
 from gateway.node import Node
 from gateway.presence import Presence
 from gateway.registry import Registry
+from sessions import cookies
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 
@@ -131,8 +131,6 @@ class App:
         stack.push_async_callback(pool.close)
         self.pipe = await _started(stack, Pipe(redis_url))
         self.bus = await _started(stack, Bus(redis_url))
-        commands = open_commands(redis_url)
-        stack.push_async_callback(commands.aclose)
         self.revocations = await _started(
             stack,
             Revocations(
@@ -152,24 +150,35 @@ class App:
         )
         self.sessions = await _started(stack, Sessions(pool, self.revocations, settings.sessions, clock=clock))
         self.registry = await _started(stack, Registry(self.pipe, prefix=prefix, node=self.name))
-        self.accounts = await _started(stack, Accounts(settings, pool, self.revocations, self.sessions, commands))
-        self.control = await _started(stack, Control(self.pipe, self.bus, prefix=prefix, node=self.name))
-        self.node = await _started(
+        self.accounts = await _started(
             stack,
-            Node(
+            Accounts(
                 settings,
-                name=self.name,
-                revocations=self.revocations,
-                sessions=self.sessions,
-                identity=self.accounts.identity,
-                broker=Broker(self.pipe, self.bus, prefix=prefix, node=self.name),
-                history=History(self.pipe, prefix=prefix),
-                presence=Presence(self.pipe, prefix=prefix),
-                registry=self.registry,
-                control=self.control,
+                pool,
+                self.revocations,
+                self.sessions,
+                self.pipe,
                 clock=clock,
+                connections=self.registry.connections,
+                secure=not self.dev,
             ),
         )
+        control = Control(self.pipe, self.bus, prefix=prefix, node=self.name)
+        self.node = Node(
+            settings,
+            name=self.name,
+            revocations=self.revocations,
+            sessions=self.sessions,
+            identity=self.accounts.identity,
+            broker=Broker(self.pipe, self.bus, prefix=prefix, node=self.name),
+            history=History(self.pipe, prefix=prefix, maximum=settings.client.history_max_publication_limit),
+            presence=Presence(self.pipe, prefix=prefix),
+            registry=self.registry,
+            control=control,
+            clock=clock,
+        )
+        await _started(stack, control)  # with the node's handlers in place
+        await _started(stack, self.node)
         self.sampler = metrics.Sampler([self.node, self.revocations, self.bus, self.lag, self])
         self.web = self._web()
         stack.push_async_callback(_ended, asyncio.create_task(self.lag.watch(), name="loop lag"))
@@ -217,7 +226,7 @@ class App:
         app[CURRENT] = self.revocations.fresh
         app[ORIGINS] = origins
         app[TRUSTED] = trusted_networks(self.settings.http_server.trusted_proxies)
-        aiohttp_session.setup(app, self.accounts.cookies)
+        cookies.setup(app, self.accounts.cookies)
         app.router.add_get("/connection/websocket", self.node.websocket)
         self.accounts.mount(app)
         Api(
@@ -264,9 +273,8 @@ class App:
 
     async def _openapi(self, call: Call[None, Nothing]) -> web.StreamResponse:
         if not self._description:
-            document = describe(
-                call.request.app[ROUTES], title="Wardgate", version=VERSION, cookie=self.accounts.cookies.cookie_name
-            )
+            routes: list[Route] = call.request.app[ROUTES]
+            document = describe(routes, title="Wardgate", version=VERSION, cookie=self.accounts.cookies.cookie_name)
             self._description = msgspec.json.encode(document)
         return web.Response(body=self._description, content_type="application/json")
 
@@ -332,7 +340,7 @@ async def _measured(request: web.Request, handler: Callable[[web.Request], Await
 
 def _allow_cross_origin(app: web.Application, origins: frozenset[str]) -> None:
     """CORS with credentials for exactly our origins, on the routes that a browser application calls."""
-    allowed = aiohttp_cors.ResourceOptions(
+    allowed = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
         allow_credentials=True, expose_headers=("Retry-After",), allow_headers="*", max_age=300
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, allowed))
