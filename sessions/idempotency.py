@@ -82,6 +82,14 @@ async def _ask(
     return before
 
 
+async def ask(connection: Connection, key: Key) -> str | None:
+    """The receipt of an earlier call with this key, None without one. Problem `idempotency_conflict`."""
+    before = await _ask(connection, {"": key}, [key.name], {key.name: ""})
+    if before.get("") == "":
+        raise conflict()
+    return before.get("")
+
+
 def conflict() -> Problem:
     """Same key, other body."""
     return Problem("idempotency_conflict")

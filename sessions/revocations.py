@@ -20,7 +20,7 @@ from config.database import Connection, Pool
 from config.redis import Bus
 from config.tasks import Tasks
 from sessions import log as revocation_log
-from sessions import registration
+from sessions import idempotency, registration
 from sessions.applier import Applier, Closer
 from sessions.committer import Committer, Deed, Order
 from sessions.errors import SessionEnded, Unavailable, translated
@@ -303,6 +303,11 @@ class Revocations:
         work = Work(self._pool, wanted, uuid4().hex, deed, self._committed)
         await work.run(key)
         return work.receipt, work.earlier
+
+    async def earlier(self, key: Key) -> str | None:
+        """The receipt of an earlier call with this key (6d: the asking waits for the standby too)."""
+        async with transaction(self._pool) as connection:
+            return await idempotency.ask(connection, key)
 
     async def confirmed(self, receipt_id: str, timeout: float) -> Receipt:
         """The receipt once it is confirmed, or as it is after `timeout` seconds."""
