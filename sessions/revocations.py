@@ -19,8 +19,8 @@ from config.clock import Clock
 from config.database import Connection, Pool
 from config.redis import Bus
 from config.tasks import Tasks
-from sessions import log as revocation_log
 from sessions import idempotency, registration
+from sessions import log as revocation_log
 from sessions.applier import Applier, Closer
 from sessions.committer import Committer, Deed, Order
 from sessions.errors import SessionEnded, Unavailable, translated
