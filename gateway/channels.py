@@ -169,7 +169,7 @@ def _pattern(namespace: str, regex: str) -> re.Pattern[str]:
     """As in Go, `\\d` and `\\w` are ASCII and a match may be anywhere."""
     try:
         return re.compile(regex, re.ASCII)
-    except re.error as error:
+    except (re.error, ValueError) as error:
         raise ValueError(f"channel_regex of {namespace or 'without_namespace'!r}: {error}") from None
 
 

@@ -4,6 +4,6 @@ from tests.protocol import autobahn
 
 
 async def test_autobahn_finds_no_fault() -> None:
-    count, failed = await autobahn.run(autobahn.SLOW)
+    ended, failed = await autobahn.run(autobahn.SLOW)
     assert failed == []
-    assert count == 247
+    assert ended.total() == 247
