@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.protocol import wire_pb2
@@ -44,6 +44,8 @@ from gateway.protocol.commands import (
     UnsubscribeRequest,
     UnsubscribeResult,
 )
+
+unhurried = settings(deadline=None)  # a busy machine is no failure
 
 text = st.text(max_size=20)
 name = st.text(min_size=1, max_size=20)
@@ -204,6 +206,7 @@ def normal(command: Command) -> Any:
     return command.id, command.kind, plain(command.request)
 
 
+@unhurried
 @given(st.lists(commands, min_size=1, max_size=4))
 def test_commands_mean_the_same_in_both_forms(sent: list[Command]) -> None:
     from_json = JSON.decode(b"\n".join(map(as_json, sent)))
@@ -242,6 +245,7 @@ def said(message: Any) -> Any:
     return out
 
 
+@unhurried
 @given(st.integers(1, 2**32 - 1), results)
 def test_replies_mean_the_same_in_both_forms(id: int, result: Result) -> None:
     from_json = json.loads(JSON.reply(id, result))
@@ -253,6 +257,7 @@ def test_replies_mean_the_same_in_both_forms(id: int, result: Result) -> None:
     assert {**from_json, result.kind: body} == from_protobuf
 
 
+@unhurried
 @given(text, publications)
 def test_publications_mean_the_same_in_both_forms(channel: str, publication: Publication) -> None:
     from_json = json.loads(JSON.pub(channel, publication))
@@ -271,6 +276,7 @@ def decode(codec: Codec, payload: bytes) -> list[Command]:
 
 
 @pytest.mark.parametrize("codec", [JSON, PROTOBUF])
+@unhurried
 @given(payload=st.binary(max_size=200))
 @example(payload=b'{"id":1,"publish":{"channel":"\\ud800","data":1}}')
 @example(payload=b'{"id":1,"publish":{"channel":"c","data":"' + b"\\" * 1001 + b'"}}')
@@ -284,6 +290,7 @@ def test_any_bytes_make_commands_or_a_protocol_error(codec: Codec, payload: byte
 
 
 @pytest.mark.parametrize("codec", [JSON, PROTOBUF])
+@unhurried
 @given(payload=commands.flatmap(lambda c: st.tuples(st.just(c), st.integers(0, 10_000), st.integers(0, 255))))
 def test_one_wrong_byte_makes_commands_or_a_protocol_error(codec: Codec, payload: tuple[Command, int, int]) -> None:
     command, place, value = payload
@@ -293,6 +300,7 @@ def test_one_wrong_byte_makes_commands_or_a_protocol_error(codec: Codec, payload
 
 
 @pytest.mark.parametrize("codec", [JSON, PROTOBUF])
+@unhurried
 @given(sent=commands, at=st.integers(0, 10_000))
 def test_a_frame_cut_short_is_refused(codec: Codec, sent: Command, at: int) -> None:
     frame = as_json(sent) if codec is JSON else PROTOBUF.batch([as_protobuf(sent)])
