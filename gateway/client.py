@@ -5,6 +5,7 @@ that the driver performs, or raises what the client is told instead: Refused (an
 Moments are seconds of the local clock that counts suspend. Whether the connection's session lives is the hub's.
 """
 
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from enum import IntEnum
@@ -94,6 +95,11 @@ class Subscription:
         self.start = 0
 
 
+def new_client_id() -> str:
+    """A connection's public id."""
+    return str(uuid.uuid4())
+
+
 NO_SUBS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -176,18 +182,26 @@ class Message(Effect):
     data: bytes
 
 
+class Handshake(NamedTuple):
+    """What is kept of the handshake until the connect command: the cookie's secret if it counts, and for the record."""
+
+    secret: str | None
+    address: str
+    device: str
+
+
 class Client:
     """One connection's state. The slots from `bucket` to `pings` belong to the wheel and the deadlines."""
 
     __slots__ = (
         "address",
-        "asked",
         "born",
         "bucket",
         "deadline",
         "ends_at",
         "expires_at",
         "grace",
+        "handshake",
         "id",
         "idle",
         "idle_at",
@@ -203,7 +217,7 @@ class Client:
         "queue",
         "rate_count",
         "rate_since",
-        "secret",
+        "seen_at",
         "sid",
         "stale_at",
         "subs",
@@ -212,10 +226,11 @@ class Client:
         "warned",
     )
 
-    def __init__(self, id: str, *, address: str, secret: str | None, stale_at: float) -> None:
+    def __init__(self, id: str, *, address: str, handshake: Handshake | None, stale_at: float) -> None:
+        """`address` is what connections are counted by."""
         self.id = id
         self.address = address
-        self.secret = secret
+        self.handshake = handshake
         self.stale_at = stale_at
         self.phase = Phase.NEW
         self.user = self.sid = self.kind = self.issuer = ""
@@ -228,8 +243,8 @@ class Client:
         self.rate_since = 0.0
         self.rate_count = 0
         self.token_at = self.expires_at = self.ends_at = self.idle_at = NEVER
-        self.idle = self.grace = 0.0
-        self.asked = self.warned = False
+        self.idle = self.grace = self.seen_at = 0.0
+        self.warned = False
         self.deadline: Entry | None = None
         self.bucket = self.place = -1
         self.pings = 0
@@ -402,10 +417,10 @@ class Client:
         return standing.sid == self.sid or (standing.kind == self.kind == "external" and not standing.own_sid)
 
     def seen(self, now: float) -> None:
-        """Activity: the idle end moves away."""
+        """Activity: the idle end moves away. `idle_at` is when to ask next whether it has come."""
+        self.seen_at = now
         if self.idle:
-            self.idle_at = now + self.idle
-            self.asked = False
+            self.idle_at = now + self.idle - WARN_AHEAD
 
     # -- time
 
@@ -416,13 +431,18 @@ class Client:
         at = min(
             self.expires_at,
             self.ends_at if self.warned else self.ends_at - WARN_AHEAD,
-            self.idle_at if self.asked else self.idle_at - WARN_AHEAD,
-            self.token_at if self.ends_at == NEVER else NEVER,
+            self.idle_at,
+            self.token_at if self._end_unknown else NEVER,
         )
         for sub in self.subs.values():
             if sub.expires_at < at:
                 at = sub.expires_at
         return max(at, self.grace)
+
+    @property
+    def _end_unknown(self) -> bool:
+        """A token does not say when its session ends; one without a row has no other end."""
+        return self.ends_at == NEVER and self.kind != "anonymous"
 
     def due(self, now: float) -> list[Due]:
         """What time has brought by `now`, the end first. A question that found no answer is asked again."""
@@ -438,12 +458,10 @@ class Client:
         if now >= self.ends_at - WARN_AHEAD and not self.warned:
             self.warned = True
             out.append(Due(DUE_WARN))
-        if now >= (self.idle_at if self.asked else self.idle_at - WARN_AHEAD):
-            if self.asked:
-                self.idle_at = now + ASK_AGAIN
-            self.asked = True
+        if now >= self.idle_at:
+            self.idle_at = now + ASK_AGAIN
             out.append(Due(DUE_IDLE))
-        if now >= self.token_at and self.ends_at == NEVER:
+        if now >= self.token_at and self._end_unknown:
             self.token_at = now + ASK_AGAIN
             out.append(Due(DUE_SESSION))
         for sub in list(self.subs.values()):

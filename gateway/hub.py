@@ -81,6 +81,7 @@ class Hub:
         self.current = self._generation()
         self.addresses: dict[str, int] = {}  # open connections by address, strangers included
         self.total = 0  # open connections
+        self.emptied = asyncio.Event()
         self.flush = Flush(self.gate, lambda: self.current, self._before_flush, self._after_flush)
         self.chores = Chores()
         self._backlog = 0
@@ -136,7 +137,8 @@ class Hub:
 
     def park(self, peer: Peer) -> None:
         """`peer` has raw bytes that are to be read after the thaw (10a)."""
-        self.current.parked.append(peer)
+        if peer.home is self.current:
+            self.current.parked.append(peer)
 
     def freeze(self) -> None:
         """For whoever learns first that the lease is over."""
@@ -179,6 +181,7 @@ class Hub:
         peer.home = self.current
         self.current.strangers.add(peer)
         self.total += 1
+        self.emptied.clear()
         self.addresses[peer.address] = self.addresses.get(peer.address, 0) + 1
         self.deadlines.set(peer, peer.next_deadline())
 
@@ -203,11 +206,17 @@ class Hub:
     def lost(self, peer: Peer) -> None:
         """The transport has ended, by whosever doing. Once for every peer that entered."""
         self.total -= 1
+        if not self.total:
+            self.emptied.set()
         left = self.addresses.get(peer.address, 1) - 1
         if left:
             self.addresses[peer.address] = left
         else:
             self.addresses.pop(peer.address, None)
+        self._remove(peer)
+
+    def leave(self, peer: Peer) -> None:
+        """Its client has said goodbye."""
         self._remove(peer)
 
     def close(self, peer: Peer, close: Close, message: bytes = b"", *, last: bytes = b"") -> bool:
@@ -292,6 +301,12 @@ class Hub:
                 return 0
         self._counts["connections_revoked"] += len(victims)
         return self.close_all(victims, *farewell(row.ended), seconds=row.spread_seconds)
+
+    def rebase(self, limit: int) -> None:
+        """After a failover that lost the tail of the log: whoever was born in it was born at `limit`."""
+        for peer in self.members():
+            peer.born = min(peer.born, limit)
+        self.current.youngest = min(self.current.youngest, limit)
 
     def close_all(self, peers: Sequence[Peer], close: Close, message: bytes = b"", *, seconds: float = 0.0) -> int:
         """Close `peers`: the gate shuts at once, the frames go out in slices, over `seconds`. How many that were."""

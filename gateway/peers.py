@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from gateway.client import Client
+from gateway.client import Client, Handshake
 from gateway.protocol.codec import Codec
 from gateway.protocol.codes import Close
 
@@ -48,6 +48,9 @@ class Overseer(Protocol):
     def close(self, peer: "Peer", close: Close) -> bool:
         """End `peer` for what its client did."""
 
+    def leave(self, peer: "Peer") -> None:
+        """The client of `peer` has said goodbye."""
+
     def lost(self, peer: "Peer") -> None:
         """The transport of `peer` has ended. Once."""
 
@@ -75,13 +78,13 @@ class Peer(Client):
         id: str,
         *,
         address: str,
-        secret: str | None,
+        handshake: Handshake | None,
         stale_at: float,
         hub: Overseer,
         encoding: Encoding,
         wire: Callable[[bytes], None] = discard,
     ) -> None:
-        super().__init__(id, address=address, secret=secret, stale_at=stale_at)
+        super().__init__(id, address=address, handshake=handshake, stale_at=stale_at)
         self.hub = hub
         self.encoding = encoding
         self.home: Any = None

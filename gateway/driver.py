@@ -1,0 +1,645 @@
+"""Performs what clients decided: one connection's commands in order, each behind the gate, and what time brings.
+
+The client says what a command takes (`decide`), this does it and answers. A peer has a task only while one of its
+commands waits for something. Letters in comments are the duties of docs/revocation.md.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+
+from auth.errors import AnonymousNotAllowed, TokenExpired, TokenInvalid
+from auth.identity import Connected, Identity
+from config.http import Problem, rfc3339
+from config.redis import Unavailable
+from config.settings import Client as Settings
+from config.tasks import Tasks
+from gateway.broker import Broker
+from gateway.channels import Channels, grant
+from gateway.client import (
+    DUE_ABSOLUTE,
+    DUE_SUBSCRIPTION,
+    DUE_WARN,
+    MAX_TTL,
+    WARN_AHEAD,
+    Call,
+    Connect,
+    CountPresence,
+    Due,
+    Effect,
+    Flag,
+    Message,
+    Phase,
+    Publish,
+    ReadHistory,
+    ReadPresence,
+    Refresh,
+    SubRefresh,
+    Subscribe,
+    Unsubscribe,
+    check_subscription_token,
+)
+from gateway.deadlines import NEVER
+from gateway.history import History, WrongEpoch
+from gateway.hub import Gone, Hub
+from gateway.joining import REJECT_UNRECOVERED, Joining, Wish
+from gateway.peers import Peer
+from gateway.presence import Presence
+from gateway.protocol.codes import (
+    BAD_REQUEST,
+    CHANNEL_LIMIT,
+    CONNECTION_EXPIRED,
+    CONNECTION_INSUFFICIENT_STATE,
+    CONNECTION_LIMIT,
+    CONNECTION_PERMISSION_DENIED,
+    INVALID_TOKEN,
+    NOT_AVAILABLE,
+    NOT_CURRENT,
+    SERVER_ERROR,
+    SUBSCRIPTION_EXPIRED,
+    Disconnect,
+    ErrorCode,
+    Refused,
+)
+from gateway.protocol.commands import (
+    Command,
+    ConnectRequest,
+    ConnectResult,
+    HistoryResult,
+    PresenceResult,
+    PresenceStatsResult,
+    PublishResult,
+    RefreshResult,
+    Result,
+    RpcResult,
+    SubRefreshResult,
+    SubscribeRequest,
+    UnsubscribeResult,
+)
+from gateway.registry import Registry
+from sessions.errors import SessionEnded
+from sessions.ids import new_sid
+from sessions.model import EXPIRED, Ended, Standing
+from sessions.revocations import Revocations, Verdict
+from sessions.service import Sessions
+
+log = structlog.get_logger(__name__)
+
+
+class RpcCall(NamedTuple):
+    """One call of a handler registered in code. `client`, `user` and `sid` are empty over the server API."""
+
+    method: str
+    data: bytes
+    user: str = ""
+    client: str = ""
+    sid: str = ""
+
+
+RpcHandler = Callable[[RpcCall], Awaitable[bytes]]
+MessageHandler = Callable[[RpcCall], Awaitable[None]]
+
+
+class Parts(NamedTuple):
+    """What a driver drives with."""
+
+    hub: Hub
+    channels: Channels
+    joining: Joining
+    broker: Broker
+    history: History
+    presence: Presence
+    registry: Registry
+    identity: Identity
+    sessions: Sessions
+    revocations: Revocations
+    tasks: Tasks
+
+
+class Driver:
+    """One per process. `receive` and `due` are the hub's callbacks."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        settings: Settings,
+        *,
+        version: str,
+        rpc: Mapping[str, RpcHandler],
+        single: Callable[[Peer], Awaitable[None]],
+    ) -> None:
+        """`rpc`: handlers by method, read at every call. `single` ends a user's other connections."""
+        self._parts = parts
+        self._hub = parts.hub
+        self._settings = settings
+        self._version = version
+        self._rpc = rpc
+        self._single = single
+        self.on_message: MessageHandler | None = None
+        self.commands = self.failed = 0
+
+    def figures(self) -> Mapping[str, float]:
+        return {"commands": self.commands, "commands_failed": self.failed}
+
+    # -- what a peer says
+
+    def receive(self, peer: Peer, payload: bytes) -> None:
+        """One message of a peer that the gate let in (Hub.receive)."""
+        hub = self._hub
+        now = hub.clock()
+        try:
+            commands = peer.encoding.codec.decode(payload)
+            refused = peer.receive(commands, now, self._settings.command_rate_limit)
+        except Disconnect as end:
+            hub.close(peer, end.close)
+            return
+        for command in refused:
+            self._refuse(peer, command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+        if not peer.queue:
+            return
+        self.commands += len(commands)
+        if peer.phase is Phase.LIVE and peer.idle:
+            peer.seen(now)
+            self._parts.sessions.seen(peer.sid, peer.idle)
+        if peer.task is None:
+            self._go_on(peer)
+        if peer.crowded:
+            peer.hush()
+
+    def _go_on(self, peer: Peer) -> None:
+        """Perform commands until one must wait for something: that one gets a task, and the rest wait for it."""
+        while peer.home is not None and (command := peer.next()) is not None:
+            work = self._begin(peer, command)
+            if work is not None:
+                peer.task = asyncio.create_task(self._finish(peer, command.id, work))
+                break
+        if peer.deaf and peer.roomy and peer.home is not None:
+            peer.listen()
+
+    def _begin(self, peer: Peer, command: Command) -> Coroutine[Any, Any, None] | None:
+        """Decide one command and do what needs no waiting; what is left of it is returned."""
+        try:
+            effect = peer.decide(command, self._settings, self._parts.channels)
+            if effect is None:
+                return None
+            return _PERFORM[type(effect)](self, peer, effect)
+        except Exception as error:
+            self._fail(peer, command.id, error)
+            return None
+
+    async def _finish(self, peer: Peer, id: int, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._fail(peer, id, error)
+        if peer.home is not None:
+            peer.task = None
+            self._go_on(peer)
+
+    def _fail(self, peer: Peer, id: int, error: Exception) -> None:
+        """The one table of what a failure means to the client."""
+        match error:
+            case Gone():
+                pass
+            case Refused():
+                self._refuse(peer, id, error)
+            case Disconnect():
+                self._hub.close(peer, error.close)
+            case SessionEnded():
+                self._hub.end(peer, error.ended)
+            case TokenExpired():
+                self._refuse(peer, id, Refused(ErrorCode.TOKEN_EXPIRED))
+            case AnonymousNotAllowed():
+                self._hub.close(peer, CONNECTION_PERMISSION_DENIED)
+            case TokenInvalid():
+                self._hub.close(peer, INVALID_TOKEN)
+            case Unavailable() | Problem():
+                log.info("command_failed", client=peer.id, why=str(error))
+                self._refuse(peer, id, Refused(ErrorCode.INTERNAL))
+            case _:
+                log.error("command_failed", client=peer.id, exc_info=error)
+                self._refuse(peer, id, Refused(ErrorCode.INTERNAL))
+
+    def _refuse(self, peer: Peer, id: int, refusal: Refused) -> None:
+        self.failed += 1
+        if peer.phase is Phase.CONNECTING:
+            peer.phase = Phase.REFUSED
+            peer.queue = None
+        elif peer.home is not None and peer.phase is Phase.REFUSED:
+            return
+        if id:
+            codec = peer.encoding.codec
+            self._hub.send(peer, codec.error(id, refusal.code, refusal.message, refusal.temporary))
+
+    def _reply(self, peer: Peer, id: int, result: Result) -> None:
+        self._hub.send(peer, peer.encoding.codec.reply(id, result))
+
+    # -- connect
+
+    def _connect(self, peer: Peer, effect: Connect) -> Coroutine[Any, Any, None] | None:
+        return self._connecting(peer, effect.id, effect.request)
+
+    async def _connecting(self, peer: Peer, id: int, request: ConnectRequest) -> None:
+        connected = await self._identify(peer, request)
+        wishes = self._server_side(connected, request)
+        await self._others_of(connected.standing.user)
+        standing = await self._go_live(peer, connected.standing)
+        if standing.idle:
+            self._parts.sessions.seen(standing.sid, standing.idle)
+        personal = self._settings.subscribe_to_user_personal_channel
+        if personal.enabled and personal.single_connection and standing.user:
+            await self._single(peer)
+        result = ConnectResult(
+            client=peer.id,
+            version=self._version,
+            expires=connected.expires,
+            ttl=connected.ttl(self._database_now()),
+            ping=int(self._settings.ping_interval),
+            pong=self._settings.pong_timeout > 0,
+        )
+        if not wishes:
+            self._reply(peer, id, result)
+            return
+        try:
+            await self._start_with(peer, id, result, wishes)
+        except (Refused, Unavailable) as error:
+            log.info("connect_failed", client=peer.id, why=str(error))
+            raise Disconnect(SERVER_ERROR) from error
+
+    async def _start_with(self, peer: Peer, id: int, result: ConnectResult, wishes: list[Wish]) -> None:
+        """The connect reply with its subscriptions, live in the same step."""
+        async with self._parts.joining.tickets(peer, wishes) as tickets:
+            self._live(peer)
+            result.subs = {ticket.place.name: ticket.result() for ticket in tickets}
+            self._reply(peer, id, result)
+            for ticket in tickets:
+                self._parts.joining.enter(ticket)
+        for ticket in tickets:
+            await self._parts.joining.announce(ticket)
+
+    async def _identify(self, peer: Peer, request: ConnectRequest) -> Connected:
+        handshake, peer.handshake = peer.handshake, None
+        identity = self._parts.identity
+        connected = identity.try_connect(request.token) if request.token else None
+        if connected is None and handshake is not None:
+            connected = await identity.connect(
+                request.token or None, handshake.secret, address=handshake.address, device=handshake.device
+            )
+        if connected is not None:
+            return connected
+        if not (self._settings.allow_anonymous_connect_without_token or self._settings.insecure):
+            raise Disconnect(BAD_REQUEST, "no credential")
+        position = self._parts.revocations.position
+        sid = new_sid(self._database_now())
+        return Connected(Standing(sid, "", position.seq, position, "anonymous"))
+
+    async def _others_of(self, user: str) -> None:
+        """The limit of connections a user, over all nodes where they can be asked."""
+        limit = self._settings.user_connection_limit
+        if not limit or not user:
+            return
+        counts: Mapping[str, int] = {}
+        try:
+            counts = await self._parts.registry.user_connections([user])
+        except Unavailable as error:
+            log.info("user_limit_of_this_node_only", why=str(error))
+        if max(counts.get(user, 0), self._hub.current.users.count(user)) >= limit:
+            raise Disconnect(CONNECTION_LIMIT)
+
+    async def _go_live(self, peer: Peer, standing: Standing) -> Standing:
+        """9b: judge and go live in one synchronous block; where memory cannot judge, read again and come back."""
+        await self._hub.pass_gate(peer)
+        if self._try_live(peer, standing) is not None:
+            standing = await self._read_again(standing)
+            await self._hub.pass_gate(peer)
+            if self._try_live(peer, standing) is not None:
+                raise Disconnect(NOT_CURRENT)
+        return standing
+
+    def _try_live(self, peer: Peer, standing: Standing) -> Verdict:
+        """The block: nothing in it awaits. The verdict if memory cannot judge, None once the peer is live."""
+        self._live(peer)
+        verdict = self._parts.revocations.judge_standing(standing)
+        if isinstance(verdict, Ended):
+            raise SessionEnded(verdict)
+        if verdict is None:
+            limit = self._settings.user_connection_limit
+            if limit and standing.user and self._hub.current.users.count(standing.user) >= limit:
+                raise Disconnect(CONNECTION_LIMIT)
+            peer.become(standing, self._hub.clock(), self._database_now(), self._settings)
+            self._hub.go_live(peer)
+            self._parts.registry.opened(peer.sid, peer.user)
+        return verdict
+
+    async def _read_again(self, standing: Standing) -> Standing:
+        """9b: what the lease's connection says now of the session; SessionEnded if that is over."""
+        sessions = self._parts.sessions
+        if standing.kind == "anonymous":
+            return msgspec.structs.replace(standing, position=self._parts.revocations.position)
+        reading = await sessions.read_again(standing.sid)
+        if reading is None or reading.session.subject.id != standing.user:
+            raise Disconnect(INVALID_TOKEN)
+        verdict = sessions.judge(reading)
+        if isinstance(verdict, Ended):
+            raise SessionEnded(verdict)
+        return sessions.standing(
+            reading,
+            kind=standing.kind,
+            issuer=standing.issuer,
+            token_expires_at=standing.token_expires_at,
+            own_sid=standing.own_sid,
+            info=standing.info,
+            channels=standing.channels,
+            meta=standing.meta,
+        )
+
+    def _live(self, peer: Peer) -> None:
+        """Raises Gone for a peer that died while something was awaited for it."""
+        if peer.home is not self._hub.current:
+            raise Gone
+
+    def _server_side(self, connected: Connected, request: ConnectRequest) -> list[Wish]:
+        """The subscriptions that a connection starts with (protocol.md 14, 15): token's, personal, asked for."""
+        channels, user = self._parts.channels, connected.standing.user
+        wishes: dict[str, Wish] = {}
+        for name, claim in connected.subs.items():
+            channel = channels.server(name)
+            granted = grant(channel, user, SubscribeRequest(channel=name), _overrides(claim))
+            wishes[name] = Wish(channel, granted, info=claim.info, data=claim.data, flags=Flag.SERVER | Flag.TOKEN)
+        if self._settings.subscribe_to_user_personal_channel.enabled and user:
+            channel = channels.server(channels.personal(user))
+            granted = grant(channel, user, SubscribeRequest(channel=channel.name))
+            wishes[channel.name] = Wish(channel, granted, flags=Flag.SERVER)
+        for name in request.subs:
+            if name not in wishes and (found := channels.joinable(name, user)) is not None:
+                granted = grant(found, user, SubscribeRequest(channel=name))
+                wishes[name] = Wish(found, granted, flags=Flag.SERVER)
+        if self._settings.channel_limit and len(wishes) > self._settings.channel_limit:
+            raise Disconnect(CHANNEL_LIMIT)
+        return [_recovering(wish, request.subs.get(name)) for name, wish in wishes.items()]
+
+    # -- subscribe, unsubscribe
+
+    def _subscribe(self, peer: Peer, effect: Subscribe) -> Coroutine[Any, Any, None]:
+        return self._subscribing(peer, effect)
+
+    async def _subscribing(self, peer: Peer, effect: Subscribe) -> None:
+        request, channel = effect.request, effect.channel
+        overrides: dict[str, bool] = {}
+        wish = Wish(channel, grant(channel, peer.user, request))
+        if request.token:
+            given, expires_at = await self._granted(peer, channel.name, request.token)
+            overrides = _overrides(given)
+            ttl, local = self._sub_life(expires_at)
+            wish = wish._replace(info=given.info, data=given.data, ttl=ttl, expires_at=local)
+        wish = _recovering(wish._replace(grant=grant(channel, peer.user, request, overrides)), request)
+        await self._hub.pass_gate(peer)
+        async with self._parts.joining.tickets(peer, [wish]) as (ticket,):
+            self._live(peer)
+            self._reply(peer, effect.id, ticket.result())
+            self._parts.joining.enter(ticket)
+        await self._parts.joining.announce(ticket)
+
+    async def _granted(self, peer: Peer, channel: str, token: str) -> tuple[Any, float | None]:
+        """What a subscription token gives, and when it ends (database time). Bad: 103, or 3500 for another's."""
+        identity = self._parts.identity
+        try:
+            found = identity.subscription(token) or await identity.fetch_subscription(token)
+        except TokenExpired:
+            raise
+        except TokenInvalid:
+            raise Refused(ErrorCode.PERMISSION_DENIED) from None
+        check_subscription_token(peer, channel, found.channel, found.user, found.client)
+        return found.sub, found.expires_at
+
+    def _sub_life(self, expires_at: float | None) -> tuple[int, float]:
+        """(ttl for the reply, local moment at which the subscription ends)."""
+        if expires_at is None:
+            return 0, NEVER
+        left = min(expires_at - self._database_now(), MAX_TTL)
+        if left <= 0:
+            raise Refused(ErrorCode.EXPIRED)
+        return math.ceil(left), self._hub.clock() + left + self._settings.expired_sub_close_delay
+
+    def _unsubscribe(self, peer: Peer, effect: Unsubscribe) -> None:
+        if effect.sub is not None:
+            self._hub.unsubscribe(peer, effect.sub)
+        self._reply(peer, effect.id, UnsubscribeResult())
+
+    # -- publish and read
+
+    async def _publish(self, peer: Peer, effect: Publish) -> None:
+        channel = effect.channel
+        await self._hub.pass_gate(peer)
+        await self._parts.broker.publish(
+            channel.name,
+            effect.data,
+            history_size=channel.history_size,
+            history_ttl=channel.history_ttl,
+            meta_ttl=channel.history_meta_ttl,
+            info=effect.info,
+            echo=effect.echo,
+        )
+        if effect.echo:
+            self._hub.settle(peer, channel.name)
+        self._reply(peer, effect.id, PublishResult())
+
+    async def _presence(self, peer: Peer, effect: ReadPresence) -> None:
+        await self._hub.pass_gate(peer)
+        present = await self._parts.presence.get(effect.channel)
+        self._reply(peer, effect.id, PresenceResult(present))
+
+    async def _presence_stats(self, peer: Peer, effect: CountPresence) -> None:
+        await self._hub.pass_gate(peer)
+        stats = await self._parts.presence.stats(effect.channel)
+        self._reply(peer, effect.id, PresenceStatsResult(stats.num_clients, stats.num_users))
+
+    async def _history(self, peer: Peer, effect: ReadHistory) -> None:
+        channel = effect.channel
+        await self._hub.pass_gate(peer)
+        try:
+            stream = await self._parts.history.read(
+                channel.name,
+                since=effect.since,
+                limit=effect.limit,
+                reverse=effect.reverse,
+                meta_ttl=channel.history_meta_ttl,
+            )
+        except WrongEpoch:
+            raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
+        self._reply(peer, effect.id, HistoryResult(stream.publications, stream.epoch, stream.offset))
+
+    # -- refresh
+
+    async def _refresh(self, peer: Peer, effect: Refresh) -> None:
+        identity = self._parts.identity
+        try:
+            connected = identity.try_connect(effect.token) or await identity.connect(effect.token)
+        except TokenExpired:
+            raise Disconnect(CONNECTION_EXPIRED) from None
+        if connected is None:
+            raise Disconnect(INVALID_TOKEN)
+        await self._hold_to(peer, connected.standing)
+        if not _subscribed_as(peer, connected.subs):
+            raise Disconnect(CONNECTION_INSUFFICIENT_STATE)
+        ttl = connected.ttl(self._database_now())
+        self._reply(peer, effect.id, RefreshResult(expires=connected.expires, ttl=ttl))
+
+    async def _hold_to(self, peer: Peer, standing: Standing) -> None:
+        """9c: the block of 9b after every await of a refresh."""
+        await self._hub.pass_gate(peer)
+        if self._try_move(peer, standing) is not None:
+            standing = await self._read_again(standing)
+            await self._hub.pass_gate(peer)
+            if self._try_move(peer, standing) is not None:
+                raise Disconnect(NOT_CURRENT)
+
+    def _try_move(self, peer: Peer, standing: Standing) -> Verdict:
+        self._live(peer)
+        if not peer.follows(standing):
+            raise Disconnect(INVALID_TOKEN)
+        verdict = self._parts.revocations.judge_standing(standing)
+        if isinstance(verdict, Ended):
+            raise SessionEnded(verdict)
+        if verdict is None:
+            registry, now = self._parts.registry, self._hub.clock()
+            registry.closed(peer.sid, peer.user)
+            self._hub.move(peer, lambda: peer.become(standing, now, self._database_now(), self._settings))
+            registry.opened(peer.sid, peer.user)
+        return verdict
+
+    async def _sub_refresh(self, peer: Peer, effect: SubRefresh) -> None:
+        sub = effect.sub
+        try:
+            given, expires_at = await self._granted(peer, sub.channel, effect.token)
+        except Refused as refusal:
+            if refusal.code != ErrorCode.PERMISSION_DENIED:
+                raise
+            raise Disconnect(INVALID_TOKEN) from None
+        except TokenExpired:
+            raise Refused(ErrorCode.EXPIRED) from None
+        await self._hub.pass_gate(peer)
+        ttl, local = self._sub_life(expires_at)
+        if peer.subs.get(sub.channel) is sub:
+            sub.info, sub.expires_at = given.info, local
+            self._hub.deadlines.set(peer, peer.next_deadline())
+        self._reply(peer, effect.id, SubRefreshResult(ttl > 0, ttl))
+
+    # -- rpc and send
+
+    def _call(self, peer: Peer, effect: Call) -> Coroutine[Any, Any, None]:
+        if not self._rpc:
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+        handler = self._rpc.get(effect.method)
+        if handler is None:
+            raise Refused(ErrorCode.METHOD_NOT_FOUND)
+        return self._calling(peer, effect, handler)
+
+    async def _calling(self, peer: Peer, effect: Call, handler: RpcHandler) -> None:
+        await self._hub.pass_gate(peer)
+        data = await handler(RpcCall(effect.method, effect.data, peer.user, peer.id, peer.sid))
+        self._reply(peer, effect.id, RpcResult(data))
+
+    def _message(self, peer: Peer, effect: Message) -> Coroutine[Any, Any, None]:
+        if self.on_message is None:
+            raise Disconnect(NOT_AVAILABLE)
+        return self._messaging(peer, effect, self.on_message)
+
+    async def _messaging(self, peer: Peer, effect: Message, handler: MessageHandler) -> None:
+        await self._hub.pass_gate(peer)
+        await handler(RpcCall("", effect.data, peer.user, peer.id, peer.sid))
+
+    # -- what time brings
+
+    def due(self, peer: Peer, due: Due) -> None:
+        """Hub.on_due: all but plain closes."""
+        if due.kind == DUE_ABSOLUTE:
+            self._hub.end(peer, Ended(EXPIRED, "absolute", at=self._database_now()))
+        elif due.kind == DUE_WARN:
+            self._warn(peer, "absolute", peer.ends_at)
+        elif due.kind == DUE_SUBSCRIPTION and due.sub is not None:
+            self._hub.unsubscribe(peer, due.sub, SUBSCRIPTION_EXPIRED)
+        else:
+            self._parts.tasks.once("session asked for", self._ask(peer))
+
+    async def _ask(self, peer: Peer) -> None:
+        """Ask PostgreSQL when the session ends. No answer: the client asks again in a while."""
+        sid = peer.sid
+        try:
+            reading = await self._parts.sessions.by_sid(sid)
+        except Problem as problem:
+            log.info("session_not_asked", sid=sid, why=problem.code)
+            return
+        if peer.home is not self._hub.current or peer.sid != sid or reading is None:
+            return
+        now, database_now = self._hub.clock(), self._database_now()
+        session = reading.session
+        ended = session.over(database_now)
+        if ended is not None and (ended.code, ended.reason) != (EXPIRED, "idle"):
+            self._hub.end(peer, ended)
+            return
+        peer.ends_at = now + session.expires_at - database_now
+        if peer.idle:
+            # What this connection did last may not be written yet.
+            end = max(now + session.last_seen_at + session.idle - database_now, peer.seen_at + peer.idle)
+            if end <= now:
+                self._hub.end(peer, Ended(EXPIRED, "idle", at=database_now))
+                return
+            peer.idle_at = end - WARN_AHEAD
+            if peer.idle_at <= now:
+                peer.idle_at = end
+                self._warn(peer, "idle", end)
+        self._hub.deadlines.set(peer, peer.next_deadline())
+
+    def _warn(self, peer: Peer, reason: str, at: float) -> None:
+        """`session.expiring` (interface.md)."""
+        left = at - self._hub.clock()
+        data = {
+            "type": "session.expiring",
+            "reason": reason,
+            "at": rfc3339(self._database_now() + left),
+            "in_s": max(0, round(left)),
+        }
+        self._hub.send(peer, peer.encoding.codec.message(msgspec.json.encode(data)))
+
+    def _database_now(self) -> float:
+        return self._parts.revocations.database_now()
+
+
+_PERFORM: Mapping[type[Effect], Callable[[Driver, Peer, Any], Coroutine[Any, Any, None] | None]] = {
+    Connect: Driver._connect,
+    Subscribe: Driver._subscribe,
+    Unsubscribe: Driver._unsubscribe,
+    Publish: Driver._publish,
+    ReadPresence: Driver._presence,
+    CountPresence: Driver._presence_stats,
+    ReadHistory: Driver._history,
+    Refresh: Driver._refresh,
+    SubRefresh: Driver._sub_refresh,
+    Call: Driver._call,
+    Message: Driver._message,
+}
+OVERRIDES = ("presence", "join_leave", "force_push_join_leave", "force_recovery", "force_positioning")
+
+
+def _overrides(claim: Any) -> dict[str, bool]:
+    """What a token says of a subscription's options; what it does not say is the namespace's."""
+    return {name: value for name in OVERRIDES if (value := getattr(claim, name)) is not None}
+
+
+def _recovering(wish: Wish, request: SubscribeRequest | None) -> Wish:
+    """The wish with what the client asks of the past."""
+    if request is None or not request.recover:
+        return wish
+    since = (request.offset, request.epoch) if wish.grant.recoverable else None
+    return wish._replace(since=since, recovering=True, strict=bool(request.flag & REJECT_UNRECOVERED))
+
+
+def _subscribed_as(peer: Peer, channels: Collection[str]) -> bool:
+    """Whether a new token names the channels that the connection has by its token; others make it connect again."""
+    by_token = {sub.channel for sub in peer.subs.values() if sub.flags & Flag.TOKEN}
+    return all(channel in peer.subs for channel in channels) and by_token <= set(channels)
