@@ -101,12 +101,13 @@ class Registry:
         self._sessions = Counts()
         self._users = Counts()
         self._whole = True  # the next telling is of everything
+        self._told = [0, 0]  # sessions and users, at the last telling
         self._connections = 0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Tell Redis of this node, once a second from now on. Redis may be away."""
-        await self._tell()
+        await self.flush()
         self._task = asyncio.create_task(self._keep(), name="registry")
 
     async def close(self) -> None:
@@ -195,30 +196,35 @@ class Registry:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
-            await self._tell()
+            await self.flush()
 
-    async def _tell(self) -> None:
-        """One batch: this node is here, these counts have changed. Whatever goes wrong makes the next one whole."""
+    async def flush(self) -> None:
+        """Tell what has changed, in one batch. Whatever goes wrong makes the next one whole; nothing is raised."""
         whole, self._whole = self._whole, True
         try:
-            now = self._pipe.deadline(0)
-            listed = (
-                ("ZADD", self._keys.nodes, now, self._node),
-                ("ZREMRANGEBYSCORE", self._keys.nodes, "-inf", now - milliseconds(FORGET)),
-            )
-            stand = (len(self._sessions.live), len(self._users.live))
-            *replies, _, _ = await self._pipe.batch([*self._commands(whole), *listed])
-            for reply in replies:
-                if isinstance(reply, Unavailable):
-                    raise reply
-            # What stands there is what was told, or Redis has lost something: FLUSHALL, a restart, an eviction.
-            self._whole = not (whole or replies[0][0]) or tuple(replies[-1][1:]) != stand
-            if self._whole and not whole:
-                await self._tell()
+            known, *stand = await self._tell(whole)
         except Unavailable as error:
             log.info("the registry was not told", why=str(error))
         except Exception:
             log.exception("telling the registry failed")
+        else:
+            # What stands there is what was told, or Redis has lost something: FLUSHALL, a restart, an eviction.
+            self._whole = not (known or whole) or stand != self._told
+            if self._whole and not whole:
+                await self.flush()
+
+    async def _tell(self, whole: bool) -> list[int]:
+        now = self._pipe.deadline(0)
+        listed = (
+            ("ZADD", self._keys.nodes, now, self._node),
+            ("ZREMRANGEBYSCORE", self._keys.nodes, "-inf", now - milliseconds(FORGET)),
+        )
+        self._told = [len(self._sessions.live), len(self._users.live)]
+        replies = await self._pipe.batch([*listed, *self._commands(whole)])
+        for reply in replies:
+            if isinstance(reply, Unavailable):
+                raise reply
+        return [replies[2][0], *replies[-1][1:]]
 
     def _commands(self, whole: bool) -> list[Run]:
         sessions, users = self._sessions.take(whole), self._users.take(whole)

@@ -91,7 +91,7 @@ class Wire:
     """A TCP proxy that can hold bytes back, cut connections, and speak TLS towards the client."""
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
-        self._target = port
+        self.target = port
         self._context = context
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -124,7 +124,7 @@ class Wire:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers |= {writer, back}
         for source, target in ((reader, back), (there, writer)):
             task = asyncio.ensure_future(self._pump(source, target))
