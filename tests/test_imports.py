@@ -15,9 +15,10 @@ ROOMS = ("config", "sessions", "auth", "gateway")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("protocol", "metrics", "keys", "busframe", "page"),
     ("channels",),
-    ("client", "recovery", "deadlines", "joining"),
+    ("client", "recovery", "deadlines"),
     ("gate", "peers", "lanes", "flush", "hub"),
     ("broker", "history", "presence", "registry", "control"),
+    ("joining", "orders"),
     ("transports",),
     ("driver",),
     ("node",),
