@@ -64,6 +64,11 @@ class ApiKeys:
     async def close(self) -> None:
         await self._tasks.close()
 
+    @property
+    def failures(self) -> int:
+        """Background tasks that ended by an error."""
+        return self._tasks.failures
+
     async def identify(self, key: str) -> Caller:
         """Whose key this is, if it is good now. Problem `unauthenticated` tells no more."""
         if not 0 < len(key) <= LONGEST:

@@ -176,7 +176,7 @@ class Passwords:
         """One job, whoever it is: the caller asks for nobody (None) just the same."""
         return await self.pool.run(self._hasher.check, stored, password)
 
-    def figures(self) -> Mapping[str, float]:
+    def figures(self) -> dict[str, float]:
         """For the metrics."""
         return {"hash_queue": float(self.pool.taken)}
 

@@ -4,6 +4,7 @@ What a deed does stands in `service`, who may ask in `identity`. A person's own 
 `sessions.routes`, revocations by `sessions.admin`; they are mounted here because they need the same parts.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -25,11 +26,12 @@ from config.http import Call, Nothing, Paging, Problem, Route, invalid, mount, r
 from config.redis import Pipe
 from config.settings import Settings
 from sessions import cookies
+from sessions.admin import Registry, RevocationRoutes
 from sessions.cookies import CookieStorage
 from sessions.model import Reading
 from sessions.refresh import client_binding
 from sessions.revocations import Receipt, Revocations
-from sessions.routes import Connections, SessionRoutes, SessionView, view
+from sessions.routes import SessionRoutes, SessionView, view
 from sessions.service import Sessions
 
 Text = Annotated[str, msgspec.Meta(max_length=8192)]
@@ -370,8 +372,8 @@ def _cursor(after: str) -> users.Cursor | None:
 class Accounts:
     """This room in one process: its parts, joined.
 
-    `connections` counts live connections by sid, for lists of sessions. `identity` judges credentials (`config.http`'s
-    IDENTIFY), `cookies` is the storage for aiohttp-session.
+    `registry` counts live connections, for lists and dry runs; `secure`: the site is served over TLS. `identity` judges
+    credentials (`config.http`'s IDENTIFY), `cookies` is the storage for aiohttp-session.
     """
 
     def __init__(
@@ -383,18 +385,19 @@ class Accounts:
         pipe: Pipe,
         *,
         clock: Clock,
-        connections: Connections,
+        registry: Registry,
         secure: bool,
     ) -> None:
         now = revocations.database_now
-        secret = settings.sessions.secret_key.get_secret_value().encode()
-        self._pool, self._connections, self._sessions = pool, connections, sessions
+        secret = settings.sessions.secret_key.get_secret_value()
+        self._sessions = SessionRoutes(sessions, pool, registry.connections)
+        self._revocations = RevocationRoutes(revocations, pool, registry, secret=secret)
         self.keys = Keys(pool, key_sealer(settings.sessions), settings.auth.access_token_algorithm, clock=clock)
         self.tokens = AccessTokens(self.keys, settings.auth, now=now)
         self.external = ExternalTokens(settings.client, now=now, clock=clock)
         self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), clock=clock)
         self.passwords = Passwords(settings.auth)
-        throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret, clock=clock)
+        throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
         self.people = Users(pool, revocations, sessions, self.passwords, throttle, settings.auth)
         self.identity = Identity(
             sessions,
@@ -405,6 +408,7 @@ class Accounts:
             api_keys=self.api_keys,
             idle=settings.sessions.idle,
         )
+        self._accounts = AccountRoutes(self.people, sessions, self.tokens, self.keys)
         self.cookies = CookieStorage(sessions, secure=secure)
 
     async def start(self) -> None:
@@ -420,5 +424,9 @@ class Accounts:
 
     def mount(self, app: web.Application) -> None:
         """Serve what is about accounts, sessions and revocations."""
-        mount(app, AccountRoutes(self.people, self._sessions, self.tokens, self.keys).routes())
-        mount(app, SessionRoutes(self._sessions, self._pool, self._connections).routes())
+        for room in (self._accounts, self._sessions, self._revocations):
+            mount(app, room.routes())
+
+    def figures(self) -> Mapping[str, float]:
+        """For the metrics."""
+        return self.passwords.figures() | {"background_failures": self.people.failures + self.api_keys.failures}

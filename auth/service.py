@@ -85,6 +85,11 @@ class Users:
         await self._tasks.close()
         await self.flush()
 
+    @property
+    def failures(self) -> int:
+        """Background tasks that ended by an error."""
+        return self._tasks.failures
+
     # -- becoming someone
 
     async def register(self, email: str, password: str, display_name: str, mode: Mode, client: Client) -> LoggedIn:

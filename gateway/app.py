@@ -159,7 +159,7 @@ class App:
                 self.sessions,
                 self.pipe,
                 clock=clock,
-                connections=self.registry.connections,
+                registry=self.registry,
                 secure=not self.dev,
             ),
         )
@@ -179,7 +179,7 @@ class App:
         )
         await _started(stack, control)  # with the node's handlers in place
         await _started(stack, self.node)
-        self.sampler = metrics.Sampler([self.node, self.revocations, self.bus, self.lag, self])
+        self.sampler = metrics.Sampler([self.node, self.revocations, self.accounts, self.bus, self.lag, self])
         self.web = self._web()
         stack.push_async_callback(_ended, asyncio.create_task(self.lag.watch(), name="loop lag"))
         stack.push_async_callback(_ended, asyncio.create_task(self._sample(), name="metrics"))
