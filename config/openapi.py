@@ -6,7 +6,8 @@ nor described.
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 
@@ -27,7 +28,7 @@ def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) 
     routes = sorted(routes, key=lambda r: (r.path, r.method))
     types: list[Any] = [ProblemDetails]
     for route in routes:
-        types += [t for t in (route.body, route.result, route.query) if t is not None]
+        types += [t for t in (route.body, route.query, *_alternatives(route.result)) if t is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(map(_key, types), schemas, strict=True))
     paths: dict[str, Any] = {}
@@ -46,6 +47,11 @@ def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) 
             },
         },
     }
+
+
+def _alternatives(result: Any) -> tuple[Any, ...]:
+    """The structs of a union, which a decoder could not tell apart but a reader can."""
+    return get_args(result) if isinstance(result, UnionType) else (result,)
 
 
 def _key(kind: Any) -> Any:
@@ -100,7 +106,8 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if route.result is None:
         responses["204" if route.status == 200 else str(route.status)] = {"description": "Done"}
     else:
-        content = {"application/json": {"schema": schema_of[_key(route.result)]}}
+        shapes = [schema_of[_key(kind)] for kind in _alternatives(route.result)]
+        content = {"application/json": {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
         for status in (route.status, *route.also):
             responses[str(status)] = {"description": "Done", "content": content}
     problem = {"application/problem+json": {"schema": schema_of[ProblemDetails]}}

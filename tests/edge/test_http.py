@@ -43,6 +43,10 @@ class Echo(msgspec.Struct):
     count: int
 
 
+class Other(msgspec.Struct):
+    why: str
+
+
 CALLERS = {
     "user": Caller("bearer", "u_1", "s1"),
     "admin": Caller("bearer", "u_2", "s2", roles=frozenset({"admin"})),
@@ -70,6 +74,10 @@ async def page(call: Call[None, Paging]) -> dict[str, int]:
     return {"limit": call.query.bounded()}
 
 
+async def either(_call: Call[None, Nothing]) -> Echo | Other:
+    return Other("x")
+
+
 async def gone(_call: Call[None, Nothing]) -> None:
     return None
 
@@ -94,6 +102,7 @@ TABLE = [
     Route("GET", "/ops/other", whoami, "Ops", result=dict[str, str], access="admin", scope="other"),
     Route("GET", "/page/{id}", page, "Page", query=Paging, result=dict[str, int]),
     Route("DELETE", "/gone", gone, "Gone"),
+    Route("GET", "/either", either, "Either", result=Echo | Other, also=(201,)),
     Route("GET", "/boom", boom, "Boom"),
     Route("GET", "/away", away, "Away"),
     Route("GET", "/full", full, "Full", errors=("busy",)),
@@ -277,7 +286,9 @@ def test_limits_count_by_address_or_by_a_64_network() -> None:
 
 
 async def test_the_description_holds_every_route_and_code(client: Client) -> None:
-    document = describe(client.app[ROUTES], title="t", version="1", cookie="c")
+    assert client.app is not None
+    routes: list[Route] = client.app[ROUTES]
+    document = describe(routes, title="t", version="1", cookie="c")
     assert document["openapi"].startswith("3.1")
     for route in TABLE:
         operation = document["paths"][route.path][route.method.lower()]
@@ -285,5 +296,8 @@ async def test_the_description_holds_every_route_and_code(client: Client) -> Non
         for code in problem_codes(route):
             assert f"`{code}`" in said
     assert document["paths"]["/echo"]["post"]["requestBody"]["required"] is True
+    for status in ("200", "201"):
+        shape = document["paths"]["/either"]["get"]["responses"][status]["content"]["application/json"]["schema"]
+        assert [part["$ref"].rsplit("/", 1)[1] for part in shape["anyOf"]] == ["Echo", "Other"]
     names = [p["name"] for p in document["paths"]["/page/{id}"]["get"]["parameters"]]
     assert names == ["id", "limit", "after"]
