@@ -1,0 +1,412 @@
+"""Accounts over HTTP, as interface.md shapes them: from registering to changing a password."""
+
+import asyncio
+import base64
+import json
+import re
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from config.settings import Settings, with_values
+from sessions.model import Kind
+from sessions.revocations import Entry
+from tests.auth.conftest import ORIGIN, PASSWORD, Answer, House, build, secret_of
+
+USER = {"id", "email", "display_name", "roles", "created_at"}
+SESSION = {"sid", "created_at", "expires_at", "idle_expires_at"}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+NO_ADDRESSES = (
+    [
+        "",
+        "a",
+        "@",
+        "a@",
+        "@b",
+        "a@b@c",
+        "a b@c.org",
+        "a@b c.org",
+        "a@-b.org",
+        "a@b-.org",
+        "a@b..org",
+        ".a@b.org",
+        "a.@b.org",
+        "a..b@c.org",
+        "a@b.org\n",
+        "a\u200b@b.org",
+        "<a@b.org>",
+        '"a"@b.org',
+        "a" * 65 + "@b.org",
+        "a@" + "b" * 64 + ".org",
+        "a@" + ".".join(["b" * 60] * 5),
+        "\ufdfa" * 60 + "@b.org",
+    ],
+)
+
+
+BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"password": "short"}, "password"),
+    ({"password": "x" * 1025}, "password"),
+    ({"password": "é" * 600}, "password"),
+    ({"password": 1}, "password"),
+    ({"password": None}, "password"),
+    ({"display_name": "x" * 101}, "display_name"),
+    ({"display_name": "a\tb"}, "display_name"),
+    ({"display_name": "a\u202eb"}, "display_name"),
+    ({"mode": "both"}, "mode"),
+    ({"roles": ["admin"]}, "roles"),
+    ({"id": "u_x"}, "id"),
+    ({"email": ["a@b.org"]}, "email"),
+]
+
+
+BAD_BODIES = [
+    (b"{", 400),
+    (b"[]", 422),
+    (b'{"email":"a@b.org","email":"c@d.org"}', 400),
+    (b'{"email":"a\\u0000@b.org","password":"xxxxxxxxxxxxx"}', 400),
+    (b'{"email":"a@b.org","password":"\\ud800xxxxxxxxxxxxx"}', 400),
+    (b'{"password":"\xff"}', 400),
+    (b"", 422),
+    (b"x" * 70_000, 413),
+    (b'{"a":' * 40 + b"1" + b"}" * 40, 400),
+]
+
+
+def claims(token: str) -> dict[str, Any]:
+    return dict(json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==")))
+
+
+def unix(text: str) -> float:
+    assert TIME.fullmatch(text)
+    return datetime.fromisoformat(text).timestamp()
+
+
+# -- registering and logging in
+
+
+async def test_registering_in_token_mode_gives_tokens_and_no_cookie(house: House) -> None:
+    answer = await house.register(display_name="Alice Ähnlich")
+    assert set(answer.json) == {"user", "session", "access_token", "token_type", "expires_in", "refresh_token"}
+    assert "Set-Cookie" not in answer.headers
+    assert answer.headers["Cache-Control"] == "no-store"
+    user, session = answer.json["user"], answer.json["session"]
+    assert set(user) == USER
+    assert re.fullmatch(r"u_[a-z2-7]{26}", user["id"])
+    assert (user["email"], user["display_name"], user["roles"]) == ("alice@example.org", "Alice Ähnlich", [])
+    assert set(session) == SESSION
+    assert (answer.json["token_type"], answer.json["expires_in"]) == ("Bearer", 600)
+    said = claims(answer.json["access_token"])
+    assert (said["sub"], said["sid"]) == (user["id"], session["sid"])
+    assert unix(session["expires_at"]) - unix(session["created_at"]) == pytest.approx(90 * 86400, abs=1)
+    assert unix(session["idle_expires_at"]) - unix(session["created_at"]) == pytest.approx(14 * 86400, abs=1)
+
+
+async def test_registering_in_cookie_mode_sets_a_cookie_and_gives_no_token(house: House) -> None:
+    answer = await house.register(mode="cookie")
+    assert set(answer.json) == {"user", "session"}
+    cookie = answer.cookies["wardgate"]
+    assert cookie["httponly"] is True
+    assert (cookie["samesite"], cookie["path"]) == ("Lax", "/")
+    assert len(cookie.value) == 43
+    assert answer.json["session"]["sid"] not in cookie.value
+    me = await house.call("GET", "/auth/me", cookie=cookie.value)
+    assert me.status == 200
+    assert me.json == answer.json | {"session": me.json["session"]}
+
+
+async def test_the_cookie_mode_is_the_default(house: House) -> None:
+    body = {"email": "a@example.org", "password": PASSWORD}
+    assert secret_of(await house.call("POST", "/auth/register", body))
+    assert secret_of(await house.call("POST", "/auth/login", body))
+
+
+async def test_a_taken_address_is_409_in_every_spelling(house: House) -> None:
+    await house.register("straße@example.org")
+    for email in ("straße@example.org", "STRASSE@EXAMPLE.ORG", "Straße@Example.Org", "ｓtraße@example.org"):
+        body = {"email": email, "password": PASSWORD, "mode": "token"}
+        answer = await house.call("POST", "/auth/register", body)
+        assert (answer.status, answer.code) == (409, "email_taken"), email
+        assert (await house.login(email)).status == 200
+
+
+async def test_twenty_who_register_one_address_at_once_are_one_account(house: House) -> None:
+    body = {"email": "alice@example.org", "password": PASSWORD, "mode": "token"}
+    answers = await asyncio.gather(*(house.call("POST", "/auth/register", body) for _ in range(10)))
+    assert sorted(answer.status for answer in answers) == [201] + [409] * 9
+    assert await house.pool.fetchval("select count(*) from users") == 1
+    assert await house.pool.fetchval("select count(*) from subjects") == 1
+    assert await house.pool.fetchval("select count(*) from sessions") == 1
+
+
+async def test_what_is_no_address_is_422(house: House) -> None:
+    for email in NO_ADDRESSES:
+        answer = await house.call("POST", "/auth/register", {"email": email, "password": PASSWORD, "mode": "token"})
+        assert (answer.status, answer.code) == (422, "invalid"), email
+        assert answer.json["errors"][0]["field"] == "email"
+
+
+async def test_real_addresses_are_taken(house: House) -> None:
+    for email in ("a@b", "first.last+tag@sub.example.org", "o'neil@example.org", "用户@例子.测试"):
+        assert (await house.register(email)).json["user"]["email"] == email
+
+
+async def test_bad_fields_are_422_by_name_and_nothing_is_written(house: House) -> None:
+    for change, field in BAD_FIELDS:
+        body = {"email": "a@example.org", "password": PASSWORD, "mode": "token"} | change
+        answer = await house.call("POST", "/auth/register", body)
+        assert (answer.status, answer.code) == (422, "invalid"), change
+        assert answer.json["errors"][0]["field"] == field
+    assert await house.pool.fetchval("select count(*) from subjects") == 0
+
+
+async def test_bad_bodies_never_reach_anything(house: House) -> None:
+    for data, status in BAD_BODIES:
+        for path in ("/auth/register", "/auth/login", "/auth/refresh"):
+            answer = await house.call("POST", path, data=data)
+            assert answer.status == status, answer.text
+            assert answer.headers["Content-Type"].startswith("application/problem+json")
+
+
+async def test_a_login_is_a_session_of_its_own(house: House) -> None:
+    first, second = await house.register(), await house.login()
+    assert second.status == 200
+    assert first.json["session"]["sid"] != second.json["session"]["sid"]
+    for answer in (first, second):
+        assert (await house.call("GET", "/auth/me", token=answer.json["access_token"])).status == 200
+
+
+async def test_local_accounts_and_registration_can_be_switched_off(
+    settings: Settings, pool: Any, revocations: Any, sessions: Any, pipe: Any
+) -> None:
+    body = {"email": "a@example.org", "password": PASSWORD, "mode": "token"}
+    async with build(with_values(settings, {"auth.registration": False}), pool, revocations, sessions, pipe) as house:
+        answer = await house.call("POST", "/auth/register", body)
+        assert (answer.status, answer.code) == (403, "forbidden")
+        assert (await house.login()).code == "invalid_credentials"
+    async with build(with_values(settings, {"auth.local_accounts": False}), pool, revocations, sessions, pipe) as house:
+        for path in ("/auth/register", "/auth/login"):
+            answer = await house.call("POST", path, body)
+            assert (answer.status, answer.code) == (403, "forbidden")
+
+
+async def test_registrations_are_limited_by_address_where_the_settings_say_so(
+    settings: Settings, pool: Any, revocations: Any, sessions: Any, pipe: Any
+) -> None:
+    limited = with_values(settings, {"auth.register_per_address_per_hour": 3})
+    async with build(limited, pool, revocations, sessions, pipe) as house:
+        for n in range(3):
+            await house.register(f"{n}@example.org")
+        body = {"email": "3@example.org", "password": PASSWORD, "mode": "token"}
+        answer = await house.call("POST", "/auth/register", body)
+        assert (answer.status, answer.code) == (429, "too_many_attempts")
+        assert int(answer.headers["Retry-After"]) == pytest.approx(1200, abs=3)
+        assert (await house.call("POST", "/auth/register", body, address="198.51.100.1")).status == 201
+
+
+# -- cookies and origins
+
+
+async def test_sec_60_a_login_that_sets_a_cookie_comes_from_our_pages(house: House) -> None:
+    await house.register()
+    body = {"email": "alice@example.org", "password": PASSWORD}
+    for path, passes in (("/auth/register", "email_taken"), ("/auth/login", "")):
+        for origin in ("", "null", "https://evil.example", ORIGIN + ".evil.example", ORIGIN + "0", ORIGIN.upper()):
+            answer = await house.call("POST", path, body, origin=origin)
+            assert (answer.status, answer.code) == (403, "cross_site"), origin
+            assert "Set-Cookie" not in answer.headers
+            assert (await house.call("POST", path, body | {"mode": "token"}, origin=origin)).code == passes
+        for site, code in (("same-origin", passes), ("same-site", "cross_site"), ("none", "cross_site")):
+            answer = await house.call("POST", path, body, origin="", headers={"Sec-Fetch-Site": site})
+            assert answer.code == code
+            assert ("Set-Cookie" in answer.headers) == (code == "")
+
+
+async def test_sec_60_a_form_post_is_refused(house: House) -> None:
+    await house.register()
+    raw = json.dumps({"email": "alice@example.org", "password": PASSWORD}).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        answer = await house.call("POST", "/auth/login", data=raw, headers={"Content-Type": kind})
+        assert (answer.status, answer.code) == (415, "unsupported_media_type")
+
+
+async def test_sec_13_a_login_ends_the_session_of_the_cookie_before(house: House) -> None:
+    first = secret_of(await house.register(mode="cookie"))
+    answer = await house.call("POST", "/auth/login", {"email": "alice@example.org", "password": PASSWORD}, cookie=first)
+    second = secret_of(answer)
+    assert second != first
+    assert (await house.call("GET", "/auth/me", cookie=second)).status == 200
+    dead = await house.call("GET", "/auth/me", cookie=first)
+    assert (dead.status, dead.code) == (401, "session_ended")
+
+
+async def test_fixation_a_cookie_of_someones_choice_is_never_taken_over(house: House) -> None:
+    chosen = "A" * 43
+    answer = await house.call("POST", "/auth/register", {"email": "a@example.org", "password": PASSWORD}, cookie=chosen)
+    assert secret_of(answer) != chosen
+    assert (await house.call("GET", "/auth/me", cookie=chosen)).code == "unauthenticated"
+
+
+# -- tokens
+
+
+async def test_a_page_with_a_cookie_gets_an_access_token(house: House) -> None:
+    cookie = secret_of(await house.register(mode="cookie"))
+    answer = await house.call("POST", "/auth/token", {}, cookie=cookie)
+    assert (answer.status, set(answer.json)) == (200, {"access_token", "expires_in"})
+    me = await house.call("GET", "/auth/me", token=answer.json["access_token"])
+    assert me.status == 200
+    assert me.json["session"]["sid"] == claims(answer.json["access_token"])["sid"]
+    assert (await house.call("POST", "/auth/token", {}, cookie=cookie, origin="https://evil.example")).status == 403
+    with_token = await house.call("POST", "/auth/token", {}, token=answer.json["access_token"])
+    assert (with_token.status, with_token.code) == (403, "forbidden")
+
+
+async def test_refreshing_gives_the_next_generation(house: House) -> None:
+    first = (await house.register()).json
+    answer = await house.call("POST", "/auth/refresh", {"refresh_token": first["refresh_token"]})
+    assert (answer.status, set(answer.json)) == (200, {"access_token", "token_type", "expires_in", "refresh_token"})
+    assert answer.json["refresh_token"] != first["refresh_token"]
+    assert claims(answer.json["access_token"])["sid"] == first["session"]["sid"]
+    for token in (first["access_token"], answer.json["access_token"]):
+        assert (await house.call("GET", "/auth/me", token=token)).status == 200
+
+
+async def test_sec_20_reuse_ends_the_session_and_its_tokens(house: House) -> None:
+    first = (await house.register()).json["refresh_token"]
+    second = (await house.call("POST", "/auth/refresh", {"refresh_token": first})).json
+    third = (await house.call("POST", "/auth/refresh", {"refresh_token": second["refresh_token"]})).json
+    answer = await house.call("POST", "/auth/refresh", {"refresh_token": first})
+    assert (answer.status, answer.code, answer.json["reason"]) == (401, "session_ended", "token_reuse")
+    answer = await house.call("GET", "/auth/me", token=third["access_token"])
+    assert (answer.status, answer.code, answer.json["reason"]) == (401, "session_ended", "token_reuse")
+
+
+async def test_what_is_no_refresh_token_says_no_more(house: House) -> None:
+    for token in ("", "x", "wgr_" + "A" * 76, "a.b.c", "é", "wgr_\n"):
+        answer = await house.call("POST", "/auth/refresh", {"refresh_token": token})
+        assert (answer.status, answer.code) == (401, "unauthenticated")
+
+
+async def test_sec_24_nothing_minted_while_revoking_verifies_after(house: House) -> None:
+    made = (await house.register()).json
+    sid, refresh = made["session"]["sid"], made["refresh_token"]
+    asked, minted = [asyncio.create_task(house.call("POST", "/auth/refresh", {"refresh_token": refresh}))], list[str]()
+    async with house.revocations.writing() as writing:
+        writing.append(Entry(kind=Kind.SESSION, sid=sid, reason="stolen"))
+        asked += [asyncio.create_task(house.call("POST", "/auth/refresh", {"refresh_token": refresh})) for _ in "abcd"]
+        await asyncio.sleep(0)
+    minted += [answer.json["access_token"] for answer in await asyncio.gather(*asked) if answer.status == 200]
+    for token in [made["access_token"], *minted]:
+        answer = await house.call("GET", "/auth/me", token=token)
+        assert (answer.status, answer.code) == (401, "session_ended")
+
+
+async def test_the_key_set_verifies_what_we_make(house: House) -> None:
+    answer = await house.call("GET", "/.well-known/jwks.json", origin="")
+    assert answer.status == 200
+    assert "max-age" in answer.headers["Cache-Control"]
+    header = json.loads(base64.urlsafe_b64decode((await house.register()).json["access_token"].split(".")[0] + "=="))
+    assert header["kid"] in [key["kid"] for key in answer.json["keys"]]
+    assert all("d" not in key for key in answer.json["keys"])
+
+
+# -- changing a password
+
+
+async def change(house: House, current: str, new: str, **more: Any) -> Answer:
+    body = {"current_password": current, "new_password": new}
+    return await house.call("POST", "/auth/password", body, **more)
+
+
+async def test_sec_15_a_password_change_ends_every_other_session(house: House) -> None:
+    other, cookie = (await house.register()).json, secret_of(await house.login(mode="cookie"))
+    mine = (await house.login()).json
+    answer = await change(house, PASSWORD, "another correct horse", token=mine["access_token"])
+    assert (answer.status, answer.text) == (204, "")
+    assert (await house.call("GET", "/auth/me", token=mine["access_token"])).status == 200
+    for credential in ({"token": other["access_token"]}, {"cookie": cookie}):
+        gone = await house.call("GET", "/auth/me", **credential)
+        assert (gone.status, gone.code, gone.json["reason"]) == (401, "session_ended", "password_changed")
+    assert (await house.call("POST", "/auth/refresh", {"refresh_token": other["refresh_token"]})).status == 401
+    assert (await house.call("POST", "/auth/refresh", {"refresh_token": mine["refresh_token"]})).status == 200
+    assert (await house.login()).code == "invalid_credentials"
+    assert (await house.login(password="another correct horse")).status == 200
+
+
+async def test_a_password_change_with_a_cookie_keeps_the_cookie(house: House) -> None:
+    cookie = secret_of(await house.register(mode="cookie"))
+    evil = await change(house, PASSWORD, "another correct horse", cookie=cookie, origin="https://evil.example")
+    assert (evil.status, evil.code) == (403, "cross_site")
+    assert (await change(house, PASSWORD, "another correct horse", cookie=cookie)).status == 204
+    assert (await house.call("GET", "/auth/me", cookie=cookie)).status == 200
+
+
+async def test_the_current_password_is_asked_and_guesses_are_counted(house: House) -> None:
+    token = (await house.register()).json["access_token"]
+    answers = [await change(house, "wrong wrong wrong", "another correct horse", token=token) for _ in range(6)]
+    assert [answer.code for answer in answers] == ["invalid_credentials"] * 5 + ["too_many_attempts"]
+    assert (await house.login(address="192.0.2.1")).code == "too_many_attempts"  # one counter for both doors
+    assert (await house.login(address="198.51.100.1")).status == 200
+
+
+async def test_a_new_password_is_judged_like_a_first_one(house: House) -> None:
+    token = (await house.register()).json["access_token"]
+    for new in ("short", "x" * 1025):
+        answer = await change(house, PASSWORD, new, token=token)
+        assert (answer.status, answer.json["errors"][0]["field"]) == (422, "new_password")
+    assert (await change(house, PASSWORD, "another correct horse")).code == "unauthenticated"
+
+
+async def test_a_login_that_verified_the_old_password_opens_nothing_after_the_change(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = (await house.register()).json["access_token"]
+    verified, go = asyncio.Event(), asyncio.Event()
+    original = house.accounts.passwords.check
+
+    async def slow(stored: str | None, password: str) -> Any:
+        verdict = await original(stored, password)
+        verified.set()
+        await asyncio.wait_for(go.wait(), 10)
+        return verdict
+
+    monkeypatch.setattr(house.accounts.passwords, "check", slow)
+    login = asyncio.create_task(house.login(address="198.51.100.1"))
+    await asyncio.wait_for(verified.wait(), 10)
+    monkeypatch.setattr(house.accounts.passwords, "check", original)
+    assert (await change(house, PASSWORD, "another correct horse", token=token)).status == 204
+    go.set()
+    answer = await login
+    assert (answer.status, answer.code) == (401, "invalid_credentials")
+
+
+async def test_a_session_that_ends_meanwhile_changes_no_password(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7e: the mutation asks the session's row in its own transaction."""
+    made = (await house.register()).json
+    original = house.accounts.passwords.hash
+
+    async def revoked_meanwhile(password: str) -> str:
+        async with house.revocations.writing() as writing:
+            writing.append(Entry(kind=Kind.SESSION, sid=made["session"]["sid"], reason="stolen"))
+        return await original(password)
+
+    monkeypatch.setattr(house.accounts.passwords, "hash", revoked_meanwhile)
+    answer = await change(house, PASSWORD, "another correct horse", token=made["access_token"])
+    assert (answer.status, answer.code) == (401, "session_ended")
+    assert (await house.login()).status == 200
+
+
+# -- me
+
+
+async def test_me(house: House) -> None:
+    made = (await house.register(display_name="Alice")).json
+    me = await house.call("GET", "/auth/me", token=made["access_token"])
+    assert me.json["user"] == made["user"]
+    assert set(me.json["session"]) == SESSION
+    nobody = await house.call("GET", "/auth/me")
+    assert (nobody.status, nobody.code, nobody.headers["WWW-Authenticate"]) == (401, "unauthenticated", "Bearer")
