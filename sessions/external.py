@@ -1,7 +1,5 @@
 """Sessions of tokens that others issue: what names one, and which user an issuer may speak for. Pure."""
 
-import math
-
 import msgspec
 
 from sessions import ids
@@ -12,14 +10,17 @@ from sessions.store import Sight
 LOCAL = "u_"
 """How our own users' ids begin: nobody else's may, where no issuer's name stands before them."""
 LONGEST = 512
-_LATEST_IAT = 1e11
+FORGOTTEN_AFTER = 86400.0
+"""So long after its token expired (s) a session that nobody ended is deleted: the token cannot come again."""
+_LATEST = 1e11
 
 
 class External(msgspec.Struct, frozen=True):
     """What an external issuer's verified token says of its session.
 
     `issuer` is "" for `client.token`, else the issuer's name; `subject` is the user id as it will be known
-    (`<name>:<sub>` for a named issuer). `sid`, `jti`, `iat` as the token has them; `token_hash` is its SHA-256.
+    (`<name>:<sub>` for a named issuer). `sid`, `jti`, `iat` and `expires_at` (exp) as the token has them;
+    `token_hash` is its SHA-256.
     """
 
     issuer: str
@@ -28,6 +29,7 @@ class External(msgspec.Struct, frozen=True):
     sid: str = ""
     jti: str = ""
     iat: float | None = None
+    expires_at: float | None = None
     device: str = ""
     address: str = ""
 
@@ -41,9 +43,11 @@ def sight(token: External) -> Sight:
         raise ExternalRefused(f"a user id of this issuer must not begin with {LOCAL}")
     if not all(_storable(claim) for claim in (token.issuer, token.subject, token.sid, token.jti)):
         raise ExternalRefused("a claim is too long, or no text")
-    iat = None if token.iat is None or math.isnan(token.iat) else min(max(0.0, float(token.iat)), _LATEST_IAT)
+    iat = _moment(token.iat)
     sid = ids.external_sid(token.issuer, token.subject, token.sid, token.jti, iat, token.token_hash)
-    return Sight(sid, token.subject, token.issuer, iat, text(token.device), text(token.address))
+    expires = None if token.sid else _moment(token.expires_at)  # another token may come with this sid
+    forget_at = None if expires is None else expires + FORGOTTEN_AFTER
+    return Sight(sid, token.subject, token.issuer, iat, text(token.device), text(token.address), forget_at)
 
 
 def of_sight(sight: Sight, reading: Reading | None) -> Reading:
@@ -56,6 +60,13 @@ def of_sight(sight: Sight, reading: Reading | None) -> Reading:
 def text(value: str, longest: int = LONGEST) -> str:
     """A header's text as it can be stored: no NUL, no lone surrogates, cut."""
     return value[:longest].encode(errors="replace").replace(b"\x00", b"").decode()
+
+
+def _moment(claim: float | None) -> float | None:
+    """A NumericDate that PostgreSQL can take; a token may claim anything."""
+    if claim is None or claim != claim:  # NaN
+        return None
+    return float(min(max(0.0, claim), _LATEST))
 
 
 def _storable(claim: str) -> bool:

@@ -31,7 +31,8 @@ from sessions.revocations import Again, Entry, Revocations, Verdict, Writing
 
 CACHED = 10_000
 CACHED_FOR = 60.0
-MONTHS_EVERY = 6 * 3600.0
+TIDIED_EVERY = 3600.0
+FORGOTTEN_AT_ONCE = 1000
 ENDED_AT_ONCE = 2000
 
 log = structlog.get_logger(__name__)
@@ -90,7 +91,9 @@ class Sessions:
         self._tasks = Tasks()
 
     async def start(self) -> None:
-        self._tasks.keep("sessions: audit months", self._keep_months)
+        """Make the audit's coming months, and go on doing so."""
+        await self._make_months()
+        self._tasks.keep("sessions: tidy", self._tidy)
 
     async def close(self) -> None:
         """Write what is pending; whoever still waits for a reading is cancelled."""
@@ -102,11 +105,28 @@ class Sessions:
         for batch in (self._secrets, self._sids, self._sights):
             await batch.close()
 
-    async def _keep_months(self) -> None:
+    async def _tidy(self) -> None:
         while True:
+            await asyncio.sleep(TIDIED_EVERY)
+            await self._make_months()
+            await self.forget()
+
+    async def forget(self) -> int:
+        """Delete external sessions whose tokens are gone, and that nobody ended; how many."""
+        gone = more = 0
+        with translated():
+            while gone == more:
+                gone += await store.forget(self._pool, now=self.now(), limit=FORGOTTEN_AT_ONCE)
+                more += FORGOTTEN_AT_ONCE
+        return gone
+
+    async def _make_months(self) -> None:
+        """Two months are ahead already, and there is a partition for what has none: failing once is no harm."""
+        try:
             with translated():
                 await audit.make_months(self._pool)
-            await asyncio.sleep(MONTHS_EVERY)
+        except Unavailable as error:
+            log.warning("audit_months_not_made", error=type(error.__cause__).__name__)
 
     # -- logins
 

@@ -340,6 +340,7 @@ class Sight(NamedTuple):
     iat: float | None
     device: str
     address: str
+    forget_at: float | None = None
 
 
 async def meet(
@@ -360,8 +361,8 @@ _COLUMNS = """sid, subject, issuer, kind, born, secret_hash, device, address, cr
 
 _MEET = f"""
 WITH input AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::text[])
-        AS i (sid, subject, issuer, iat, device, address)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::text[], $7::float8[])
+        AS i (sid, subject, issuer, iat, device, address, forget_at)
 ), missing AS MATERIALIZED (
     SELECT i.* FROM input i WHERE NOT EXISTS (SELECT FROM sessions s WHERE s.sid = i.sid)
 ), known AS MATERIALIZED (
@@ -375,12 +376,13 @@ WITH input AS MATERIALIZED (
     SELECT * FROM known UNION ALL SELECT * FROM met
 ), made AS (
     INSERT INTO sessions (sid, subject, issuer, kind, born, device, address, created_at, last_seen_at, expires_at,
-                          idle_seconds)
+                          idle_seconds, forget_at)
     SELECT m.sid, m.subject, m.issuer, 'external',
            CASE WHEN m.iat IS NULL THEN 0 ELSE coalesce(
                (SELECT l.seq FROM revocation_log l WHERE l.committed_at <= to_timestamp(m.iat)
                 ORDER BY l.committed_at DESC, l.seq DESC LIMIT 1), 0) END,
-           m.device, m.address, to_timestamp($7), to_timestamp($7), to_timestamp($7::float8 + $8::float8), $9
+           m.device, m.address, to_timestamp($8), to_timestamp($8), to_timestamp($8::float8 + $9::float8), $10,
+           to_timestamp(m.forget_at)
     FROM missing m WHERE m.subject IN (SELECT id FROM u) ORDER BY m.sid
     ON CONFLICT (sid) DO NOTHING
     RETURNING {_COLUMNS}
@@ -389,6 +391,20 @@ WITH input AS MATERIALIZED (
 )
 {_read("s", "(SELECT * FROM u UNION SELECT * FROM subjects WHERE id IN (SELECT subject FROM s))")}
 """  # noqa: S608 - constants of this module
+
+
+async def forget(connection: Executor, *, now: float, limit: int) -> int:
+    """Delete external sessions that no token can name again; how many. Those that were ended stay for good: a clock
+    that jumps must not make anybody forget that."""
+    return int((await connection.execute(_FORGET, now, limit)).split()[-1])
+
+
+_FORGET = """
+DELETE FROM sessions WHERE sid IN (
+    SELECT sid FROM sessions WHERE forget_at < to_timestamp($1) AND ended_at IS NULL
+    ORDER BY forget_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
 
 
 # -- records

@@ -33,6 +33,7 @@ CREATE TABLE sessions (
     idle_seconds double precision NOT NULL CHECK (idle_seconds > 0),
     auth_time timestamptz,
     aal smallint NOT NULL DEFAULT 1,
+    forget_at timestamptz,                          -- from when on no token can name this external session again
     ended_at timestamptz,                           -- a mark that the log's row leaves; NULL proves nothing
     ended_code smallint,
     ended_reason text NOT NULL DEFAULT '',
@@ -41,5 +42,6 @@ CREATE TABLE sessions (
 ) WITH (fillfactor = 85);                           -- last_seen_at stands in no index, so its updates stay on the page
 
 CREATE INDEX sessions_unended_of_subject ON sessions (subject, born, created_at) WHERE ended_at IS NULL;
+CREATE INDEX sessions_to_forget ON sessions (forget_at) WHERE forget_at IS NOT NULL AND ended_at IS NULL;
 CREATE INDEX sessions_by_age ON sessions (created_at, sid);
 CREATE INDEX sessions_of_subject_by_age ON sessions (subject, created_at, sid);

@@ -10,12 +10,12 @@ from sessions.errors import SessionEnded, Stale
 from sessions.model import DISABLED, REPLACED, Ended, Kind
 from sessions.revocations import Revocations
 from sessions.service import Sessions
-from tests.sessions.conftest import Logins
+from tests.sessions.conftest import Logins, row_of, waits_for_lock
 
 METACHARACTERS = """'; DROP TABLE sessions; -- " \\ % _ $1 {} \r\n \N{SNOWMAN} \N{PILE OF POO}"""
 
 
-async def live(pool: asyncpg.Pool, user: str = "alice") -> int:
+async def live(pool: store.Executor, user: str = "alice") -> int:
     return await store.count_live(pool, now=await store.database_now(pool), subject=user)
 
 
@@ -23,7 +23,7 @@ async def test_a_cookie_login_gets_a_secret_that_is_not_stored(login: Logins, po
     opened = await login(kind="cookie")
     assert len(opened.secret) == 43
     assert opened.refresh_token == ""
-    row = await pool.fetchrow("SELECT * FROM sessions WHERE sid = $1", opened.reading.session.sid)
+    row = await row_of(pool, "SELECT * FROM sessions WHERE sid = $1", opened.reading.session.sid)
     assert row["secret_hash"] == ids.secret_hash(opened.secret)
     assert opened.secret.encode() not in repr(dict(row)).encode()
     assert row["refresh_key"] is None
@@ -32,7 +32,7 @@ async def test_a_cookie_login_gets_a_secret_that_is_not_stored(login: Logins, po
 async def test_a_token_login_gets_a_refresh_token_whose_key_is_sealed(login: Logins, pool: asyncpg.Pool) -> None:
     opened = await login(kind="token")
     assert opened.secret == ""
-    row = await pool.fetchrow("SELECT * FROM sessions WHERE sid = $1", opened.reading.session.sid)
+    row = await row_of(pool, "SELECT * FROM sessions WHERE sid = $1", opened.reading.session.sid)
     assert row["secret_hash"] is None
     assert len(row["refresh_key"]) == 1 + 4 + 12 + 32 + 16
     assert row["refresh_counter"] == 1
@@ -43,7 +43,7 @@ async def test_2a_a_session_is_born_at_the_head_of_its_transaction(
 ) -> None:
     await login.end(kind=Kind.SESSION, sid="somebody-else")
     opened = await login()
-    head = await pool.fetchrow("SELECT seq, era_id FROM revocation_head")
+    head = await row_of(pool, "SELECT seq, era_id FROM revocation_head")
     assert opened.reading.position == (head["seq"], head["era_id"].hex)
     assert opened.reading.session.born == head["seq"]
 
@@ -95,15 +95,6 @@ async def test_password_change_during_a_login_leaves_no_session_of_the_old_one(
     with pytest.raises(Stale):
         await attempt
     assert await live(pool) == 0
-
-
-async def waits_for_lock(connection: asyncpg.Connection) -> None:
-    """Until another connection of this database waits for a lock."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(5):
-        while not await connection.fetchval(waiting):
-            await connection.execute("SELECT pg_stat_clear_snapshot()")
-            await asyncio.sleep(0)
 
 
 async def test_26_fifty_parallel_logins_never_exceed_the_cap(
@@ -206,7 +197,7 @@ async def test_a_user_agent_that_is_no_text_does_not_stop_a_login(login: Logins,
 
 async def test_a_login_leaves_an_audit_row(login: Logins, pool: asyncpg.Pool) -> None:
     opened = await login(address="192.0.2.1")
-    row = await pool.fetchrow("SELECT * FROM audit")
+    row = await row_of(pool, "SELECT * FROM audit")
     assert (row["action"], row["actor"], row["address"]) == ("session.opened", "user:alice", "192.0.2.1")
     assert row["target"] == f"session:{opened.reading.session.sid}"
 

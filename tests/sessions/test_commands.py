@@ -1,0 +1,158 @@
+"""`run.py sessions`: what it prints, what it ends, and how it exits."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+
+from config import commands as shared
+from config.settings import Settings
+from sessions import store
+from sessions.commands import app
+from sessions.service import Opened, Sessions
+from tests.sessions.conftest import Logins, row_of
+
+METACHARACTERS = """'; DROP TABLE sessions; -- " \\ % _ $1 {}"""
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the command as `run.py` would: exit code, stdout, stderr."""
+    monkeypatch.setattr(shared, "settings_for", lambda common: settings)
+    with capture_logs():  # of the fixtures' own process
+        yield _command(capsys)
+
+
+def _command(capsys: pytest.CaptureFixture[str]) -> Run:
+
+    async def command(*arguments: str) -> tuple[int, str, str]:
+        code = await shared_main(arguments)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+async def shared_main(arguments: tuple[str, ...]) -> int:
+    return await asyncio.to_thread(shared.main, app, arguments)
+
+
+def sid(opened: Opened) -> str:
+    return opened.reading.session.sid
+
+
+async def is_live(sessions: Sessions, opened: Opened) -> bool:
+    reading = await sessions.by_sid(sid(opened))
+    assert reading is not None
+    return reading.session.ended is None
+
+
+async def test_live_sessions_are_listed(run: Run, login: Logins) -> None:
+    opened = [await login("alice", device="curl/8", address="192.0.2.1"), await login("bob", kind="token")]
+    code, out, _ = await run("list", "--json")
+    assert code == 0
+    body = json.loads(out)
+    assert [item["sid"] for item in body["items"]] == [sid(o) for o in reversed(opened)]
+    assert body["next"] == ""
+    assert body["items"][1]["device"] == "curl"
+    code, out, _ = await run("list", "--user", "alice")
+    assert code == 0
+    assert sid(opened[0]) in out
+    assert sid(opened[1]) not in out
+
+
+async def test_a_list_goes_on_where_it_stopped(run: Run, login: Logins) -> None:
+    opened = [await login("alice") for _ in range(3)]
+    _, out, _ = await run("list", "--limit", "2", "--json")
+    _, rest, _ = await run("list", "--limit", "2", "--after", json.loads(out)["next"], "--json")
+    listed = [item["sid"] for part in (out, rest) for item in json.loads(part)["items"]]
+    assert listed == [sid(o) for o in reversed(opened)]
+
+
+async def test_one_session_is_shown_live_or_over(run: Run, login: Logins) -> None:
+    opened = await login()
+    code, out, _ = await run("show", sid(opened), "--json")
+    assert (code, json.loads(out)["ended"]) == (0, None)
+    await run("end", sid(opened), "--reason", "stolen laptop")
+    _, out, _ = await run("show", sid(opened), "--json")
+    assert json.loads(out)["ended"]["reason"] == "stolen laptop"
+    code, out, _ = await run("show", sid(opened))
+    assert code == 0
+    assert "stolen laptop" in out
+
+
+async def test_a_session_ends_through_the_log_and_is_audited(
+    run: Run, login: Logins, sessions: Sessions, pool: asyncpg.Pool
+) -> None:
+    one, other = await login(), await login()
+    code, out, _ = await run("end", sid(one), "--reason", "r", "--message", METACHARACTERS, "--json")
+    assert (code, json.loads(out)["sessions"]) == (0, 1)
+    assert [await is_live(sessions, o) for o in (one, other)] == [False, True]
+    row = await row_of(pool, "SELECT * FROM revocation_log ORDER BY seq DESC LIMIT 1")
+    assert (row["sid"], row["code"], row["reason"], row["message"]) == (sid(one), 4501, "r", METACHARACTERS)
+    audited = await row_of(pool, "SELECT * FROM audit ORDER BY id DESC LIMIT 1")
+    assert (audited["actor"], audited["action"], audited["target"]) == ("cli", "session.ended", f"session:{sid(one)}")
+    code, out, _ = await run("end", sid(one), "--json")
+    assert (code, json.loads(out)["sessions"]) == (0, 0)
+
+
+async def test_all_sessions_of_a_user_end(run: Run, login: Logins, sessions: Sessions) -> None:
+    opened = [await login("alice"), await login("alice"), await login("bob")]
+    code, out, _ = await run("end", "--user", "alice", "--json")
+    assert (code, json.loads(out)["sessions"]) == (0, 2)
+    assert [await is_live(sessions, o) for o in opened] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("end",),
+        ("end", "x", "--user", "alice"),
+        ("end", "nobody"),
+        ("end", METACHARACTERS),
+        ("end", "--user", "nobody"),
+        ("end", "x\udcff"),
+        ("end", "--user", "x\udcff"),
+        ("show", "nobody"),
+        ("list", "--limit", "0"),
+        ("list", "--after", "x"),
+        ("list", "--user", "a\x00b"),
+    ],
+)
+async def test_what_cannot_be_done_fails_with_a_text(run: Run, login: Logins, arguments: tuple[str, ...]) -> None:
+    await login()
+    code, out, err = await run(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [("end", "x", "--reason", ""), ("end", "x", "--reason", "r" * 65)])
+async def test_a_reason_has_1_to_64_characters(run: Run, login: Logins, arguments: tuple[str, ...]) -> None:
+    code, _, err = await run(*arguments)
+    assert code == 1
+    assert "64" in err
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("list", "--nonsense"), ("show",), ("list", "--limit", "x")])
+async def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
+    code, _, _ = await run(*arguments)
+    assert code == 2
+
+
+async def test_every_command_has_help(run: Run) -> None:
+    for arguments in ((), ("list",), ("show",), ("end",)):
+        code, out, _ = await run(*arguments, "--help")
+        assert code == 0
+        assert "Usage" in out
+
+
+async def test_filters_are_only_text(run: Run, pool: asyncpg.Pool) -> None:
+    code, out, _ = await run("list", "--user", METACHARACTERS, "--issuer", METACHARACTERS, "--json")
+    assert (code, json.loads(out)["items"]) == (0, [])
+    assert await store.count_live(pool, now=1.0) == 0
