@@ -208,7 +208,7 @@ async def page(
 ) -> tuple[list[User], Cursor | None]:
     """Accounts, oldest first, with the cursor of the next page when there is more."""
     prefix = None if by.email is None else by.email.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
-    place = after or Cursor(-(1 << 62), "")
+    place = after or Cursor(0, "")
     records = await connection.fetch(_PAGE, limit + 1, *place, prefix, by.role, by.active)
     last = records[limit - 1] if len(records) > limit else None
     cursor = None if last is None else Cursor(last["created_us"], last["id"])
