@@ -26,6 +26,11 @@ class Activity:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
 
+    @property
+    def failures(self) -> int:
+        """Writes that failed."""
+        return self._tasks.failures
+
     def note(self, sid: str, idle: float, now: float, database_now: Callable[[], float]) -> None:
         """Called for every command of every connection: one look-up, mostly."""
         if now < self._again.get(sid, -1.0):

@@ -128,6 +128,10 @@ class Sessions:
         except Unavailable as error:
             log.warning("audit_months_not_made", error=type(error.__cause__).__name__)
 
+    def figures(self) -> Mapping[str, float]:
+        """For the metrics: names of gateway/metrics.py."""
+        return {"background_failures": self._tasks.failures + self._activity.failures}
+
     # -- logins
 
     async def open(
