@@ -217,6 +217,7 @@ class ExternalTokens:
                 sid=claims.sid or "",
                 jti=claims.jti or "",
                 iat=claims.iat,
+                expires_at=claims.exp,
             ),
             own_sid=bool(claims.sid),
             info=_bytes(claims.info, claims.b64info),
