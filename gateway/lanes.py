@@ -151,7 +151,7 @@ class Channel:
         """A new member; what is on its way already is not for it, nor what is at or below its `start`."""
         self._tally(sub, 1)
         lane = self.lane(peer.encoding)
-        if lane.busy or sub.start > self.offset:
+        if lane.busy or self._ahead(sub):
             self.waiting.append(sub)
         else:
             lane.add(sub, peer)
@@ -182,7 +182,7 @@ class Channel:
         stay = []
         for sub in self.waiting:
             peer = sub.peer
-            if sub.start > self.offset or not isinstance(peer, Peer):
+            if self._ahead(sub) or not isinstance(peer, Peer):
                 stay.append(sub)
             else:
                 self.lane(peer.encoding).add(sub, peer)
@@ -203,6 +203,10 @@ class Channel:
         for lane in self.lanes:
             lane.drop()
         return size
+
+    def _ahead(self, sub: Subscription) -> bool:
+        """Whether it has read more of the stream than the bus has brought."""
+        return sub.start > max(self.offset, 0)
 
     def _tally(self, sub: Subscription, by: int) -> None:
         self.count += by
