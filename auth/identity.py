@@ -210,7 +210,9 @@ class Identity:
         return self._of_reading(claims, reading)
 
     def _of_reading(self, claims: Claims, reading: Reading) -> Connected:
-        return Connected(self._sessions.standing(reading, kind="token", token_expires_at=float(claims.exp)))
+        """The session as it was read; that a token speaks for it is the token's, whatever the session began as."""
+        standing = self._sessions.standing(reading, token_expires_at=float(claims.exp))
+        return Connected(msgspec.structs.replace(standing, kind="token"))
 
     # -- tokens of others
 
