@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 a measure failed (the others are shown), 2 usage.
 """
 
 import argparse
+import asyncio
 import datetime
 import functools
 import importlib.metadata
@@ -17,6 +18,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +87,10 @@ def about(cores: Cores, sizes: Sizes) -> dict[str, str]:
 
 
 async def measure(run: Run, names: list[str]) -> tuple[list[table.Row], list[str]]:
-    """All rows, and what failed."""
+    """All rows, and what failed. SIGTERM ends it as Ctrl-C does: servers are stopped first."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     rows: list[table.Row] = []
     failed: list[str] = []
     for name in names:
@@ -111,7 +116,11 @@ def main() -> int:
     facts = about(cores, sizes)
     makers = contestants(options, sizes)
     os.sched_setaffinity(0, rest)
-    rows, failed = uvloop.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
+    try:
+        rows, failed = uvloop.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say("stopped")
+        return 1
     shown = [name for name in SERVERS if any(name in row.figures for row in rows)]
     if options.json:
         print(json.dumps({"about": facts, "rows": [row.as_json() for row in rows], "failed": failed}, indent=1))

@@ -27,7 +27,7 @@ import jwt
 from bench.client import Door, Peer
 from bench.http import Http
 from bench.machine import born_on, cpu_seconds, family, pin
-from config.servers import Valkey, free_port
+from config.servers import Guardian, Valkey, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
@@ -75,6 +75,7 @@ class Server(ABC):
         self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{self.name}-"))
         self.port = free_port()
         self.process: asyncio.subprocess.Process | None = None
+        self.guardian: Guardian | None = None  # ends the process when the bench was killed
 
     @abstractmethod
     def command(self) -> list[str]: ...
@@ -106,6 +107,8 @@ class Server(ABC):
                 start_new_session=True,  # Ctrl-C reaches the bench, which stops its servers in order
                 limit=1 << 22,
             )
+        self.guardian = Guardian()
+        self.guardian.watch(self.process.pid, signal.SIGTERM)
         try:
             await asyncio.wait_for(self._up(), START_SECONDS)
         except TimeoutError:
@@ -138,6 +141,9 @@ class Server(ABC):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
                 await self.process.wait()
+        if self.guardian is not None and self.process is not None:
+            self.guardian.forget(self.process.pid)
+            await asyncio.to_thread(self.guardian.close)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def pids(self) -> list[int]:
