@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 import asyncpg
 import cyclopts
 import msgspec
-import redis.asyncio as redis
 from cyclopts import Parameter
 
 from config import dev
@@ -94,6 +93,7 @@ async def postgres_there(settings: Database, patience: float = PATIENCE) -> None
 
 async def redis_there(settings: Redis, patience: float = PATIENCE) -> None:
     """The same for Redis or Valkey."""
+    import redis.asyncio as redis  # only `serve` asks, and it takes long to load
 
     async def attempt() -> str:
         client = redis.Redis.from_url(settings.url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5)
@@ -102,18 +102,28 @@ async def redis_there(settings: Redis, patience: float = PATIENCE) -> None:
         finally:
             await client.aclose()
 
-    version = await _patiently("Redis", settings.url.get_secret_value(), attempt, patience)
+    version = await _patiently("Redis", settings.url.get_secret_value(), attempt, patience, redis.RedisError)
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
         raise Failure(f"Redis {version} is too old: 7.2 or later is needed, or Valkey")
 
 
-async def _patiently(what: str, url: str, attempt: Callable[[], Awaitable[T]], patience: float) -> T:
+async def _patiently(
+    what: str, url: str, attempt: Callable[[], Awaitable[T]], patience: float, *away: type[Exception]
+) -> T:
     where, start = f"{what} at {place_of(url)}", time.monotonic()
     said = start - _SAY_EVERY
+    errors: tuple[type[Exception], ...] = (
+        OSError,
+        TimeoutError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        ValueError,
+        *away,
+    )
     while True:
         try:
             return await attempt()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, redis.RedisError) as error:
+        except errors as error:
             why = f"{type(error).__name__}: {error}".rstrip(": ")
         now = time.monotonic()
         if now - start >= patience:
@@ -186,7 +196,7 @@ def main(app: cyclopts.App, arguments: Sequence[str]) -> int:
     except (Failure, MigrationError, ServerError) as error:
         say(f"error: {error}")
         return NOT_THERE if isinstance(error, Away) else IN_USE if isinstance(error, InUse) else FAILED
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, redis.RedisError, OSError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         say(f"error: {type(error).__name__}: {error}")
         return FAILED
     except KeyboardInterrupt:

@@ -22,7 +22,6 @@ import structlog
 import uvloop
 from cyclopts import Parameter
 
-from auth.commands import ensure_admin
 from config import dev as folders
 from config import logging, migrate
 from config.commands import DONE, need, postgres_there, redis_there, say
@@ -32,9 +31,8 @@ from config.errors import Failure
 from config.loading import Mistake, SettingsError, load
 from config.servers import Guardian, Place, Postgres, Valkey
 from config.settings import Settings, is_set, with_values
+from gateway.handover import ROLES
 from gateway.supervisor import Supervisor, listen
-from gateway.worker import ROLES
-from sessions import registration
 
 WATCH_EVERY = 0.25
 
@@ -192,6 +190,8 @@ class _Development:
     async def _make_admin(self) -> None:
         if not self._settings.auth.local_accounts:
             return
+        from auth.commands import ensure_admin  # takes long to load: the workers do so meanwhile
+
         kept = self._folder.secrets
         pool = await open_pool(self._settings.database)
         try:
@@ -273,6 +273,8 @@ def _supervisor(
 
 async def _remove_registration(settings: Settings, node: str) -> None:
     """A worker of ours is dead, and we know: nobody need wait for its acknowledgements."""
+    from sessions import registration
+
     connection = await connect(settings.database)
     try:
         await registration.remove(connection, node)

@@ -1,7 +1,8 @@
 """The socket between the supervisor and one worker: what goes over it, and how bytes become messages again.
 
 A Unix stream socket carries lines. Down go a `Setup`, connections (the line `+`, with the descriptor beside it) and a
-`Drain`; up go `Report`s. The end of the stream means that the other side is gone. No process and no loop lives here.
+`Drain`; up go `Report`s. The end of the stream means that the other side is gone. No process and no loop lives here,
+and nothing that takes long to load: the supervisor needs it before the first worker runs.
 """
 
 import socket
@@ -10,6 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+
+# What `serve --roles` chooses from, and the paths that belong to each role alone.
+ROLES: dict[str, tuple[str, ...]] = {
+    "auth": ("/auth", "/.well-known"),
+    "api": ("/api", "/admin"),
+    "gateway": ("/connection", "/emulation"),
+}
+# What moves to the internal port where there is one.
+INSIDE = ("/api", "/admin")
 
 TAKE = b"+\n"
 _MAX_DESCRIPTORS = 64
@@ -39,6 +49,14 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     connections: int
     taken: int
     ended: bool = False
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """One line of `/ready` on the internal port."""
+
+    node: str
+    ready: bool
+    why: str
 
 
 Message = Setup | Drain | Report

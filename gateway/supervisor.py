@@ -2,8 +2,8 @@
 
 The supervisor accepts on the port and passes each connection, as a descriptor, to the ready worker with the fewest; so
 nothing reaches a worker that is not ready, frozen, stopped or dying while another is well. Where none is ready any that
-lives takes it, and answers that it is frozen. It serves no client itself, except on the internal port: health, the
-readiness of all workers, and their metrics merged.
+lives takes it, and answers that it is frozen. It serves no client itself; what it answers on the internal port is
+`gateway.inside`'s.
 
 `choose` and `pause_before` are the decisions, pure; `Supervisor` is the one driver.
 """
@@ -21,19 +21,19 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import prometheus_client
 import structlog
-from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from config.errors import Failure
 from config.servers import Guardian
 from config.settings import Settings, to_json
-from gateway.handover import TAKE, Drain, Receiver, Report, Setup, encode, pair
+
+if TYPE_CHECKING:
+    from gateway.inside import Inside
+
+from gateway.handover import INSIDE, TAKE, Drain, Receiver, Report, Setup, WorkerState, encode, pair
 
 ROOT = Path(__file__).resolve().parent.parent
 TICK = 0.1
@@ -106,14 +106,6 @@ class Child:
         return Seen(report.ready, self.silent, report.connections + self.sent - report.taken)
 
 
-class WorkerState(msgspec.Struct, frozen=True):
-    """One line of `/ready` on the internal port."""
-
-    node: str
-    ready: bool
-    why: str
-
-
 class Supervisor:
     """`launch`, `start`, `ready`; then `stop`.
 
@@ -149,7 +141,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._farewells: set[asyncio.Task[None]] = set()
-        self._runner: web.AppRunner | None = None
+        self._inside: Inside | None = None
         self._silence_limit = 15.0 + LEASE
         self._drain_for = 5.0
 
@@ -179,8 +171,9 @@ class Supervisor:
                 self._keep(partial(self._hand_over, child), "hand over")
         self._keep(self._tick, "ticks")
         if self._internal:
-            self._runner = web.AppRunner(self._inside(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
-            await self._runner.setup()
+            from gateway.inside import open_inside  # an HTTP server takes long to load
+
+            self._inside = await open_inside(lambda: self.states, self._metrics)
         self._accept(*self._listeners, *self._internal)
 
     async def ready(self) -> None:
@@ -220,8 +213,8 @@ class Supervisor:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._inside is not None:
+            await self._inside.close()
 
     # Processes
 
@@ -317,8 +310,8 @@ class Supervisor:
         child.control.close()
         if self._guardian is not None:
             self._guardian.forget(child.process.pid)
-        with contextlib.suppress(OSError):
-            mark_process_dead(child.process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
+        for gauge in self._metrics.glob(f"gauge_live*_{child.process.pid}.db"):  # its counters stay
+            gauge.unlink(missing_ok=True)
 
     def _keep(self, work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         async def supervised() -> None:
@@ -418,45 +411,10 @@ class Supervisor:
 
     async def _route(self, connection: socket.socket, line: bytes) -> None:
         path = [*line.split(b" "), b""][1]
-        if path.startswith((b"/api", b"/admin")) and self._any_serves():
+        if path.startswith(tuple(prefix.encode() for prefix in INSIDE)) and self._any_serves():
             self._pass_on(connection)
-            return
-        assert self._runner is not None  # noqa: S101 - there is an internal port
-        assert self._runner.server is not None  # noqa: S101
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().connect_accepted_socket(self._runner.server, connection)
-
-    def _inside(self) -> web.Application:
-        app = web.Application(middlewares=[_one_request])
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/ready", self._ready)
-        app.router.add_get("/metrics", self._merged)
-        app.router.add_route("*", "/{rest:(api|admin)(/.*)?}", self._no_worker)
-        return app
-
-    async def _health(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
-
-    async def _ready(self, _request: web.Request) -> web.Response:
-        states = self.states
-        body = msgspec.json.encode({"workers": states})
-        status = 200 if any(state.ready for state in states) else 503
-        return web.Response(body=body, status=status, content_type="application/json")
-
-    async def _merged(self, _request: web.Request) -> web.Response:
-        text = await asyncio.to_thread(_exposition, self._metrics)
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
-
-    async def _no_worker(self, _request: web.Request) -> web.Response:
-        return web.Response(status=503, headers={"Retry-After": "1"})
-
-
-@web.middleware
-async def _one_request(request: web.Request, handler: Any) -> web.StreamResponse:
-    """The next request may be a worker's: it comes on a connection of its own."""
-    response: web.StreamResponse = await handler(request)
-    response.force_close()
-    return response
+        elif self._inside is not None:
+            await self._inside.take(connection)
 
 
 def _state(child: Child | None) -> WorkerState:
@@ -467,12 +425,6 @@ def _state(child: Child | None) -> WorkerState:
     if child.silent > STALE:
         return WorkerState(child.node, False, f"silent for {child.silent:.1f} s")
     return WorkerState(child.node, child.report.ready, child.report.why)
-
-
-def _exposition(folder: Path) -> bytes:
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
-    return prometheus_client.generate_latest(registry)
 
 
 def listen(address: str, port: int) -> list[socket.socket]:

@@ -22,18 +22,11 @@ from config import logging
 from config.http import Problem
 from config.settings import Settings
 from gateway import app as application
-from gateway.handover import Drain, Receiver, Report, Setup, encode
+from gateway.handover import INSIDE, ROLES, Drain, Receiver, Report, Setup, encode
 
 REPORT_EVERY = 0.1
 ORPHAN_DRAIN = 1.0
 SHUTDOWN = 1.0  # for HTTP requests that still run after the drain
-
-ROLES: dict[str, tuple[str, ...]] = {
-    "auth": ("/auth", "/.well-known"),
-    "api": ("/api", "/admin"),
-    "gateway": ("/connection", "/emulation"),
-}
-INSIDE = ("/api", "/admin")
 
 log = structlog.get_logger(__name__)
 

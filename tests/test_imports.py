@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("driver",),
     ("node",),
     ("api", "proxy", "app"),
-    ("handover", "worker", "supervisor", "commands"),
+    ("handover", "worker", "inside", "supervisor", "commands"),
 )
 
 
