@@ -6,6 +6,7 @@ Valkey, PostgreSQL. A second signal ends this process at once, and the guardian 
 
 import asyncio
 import contextlib
+import importlib
 import os
 import resource
 import shutil
@@ -190,8 +191,8 @@ class _Development:
     async def _make_admin(self) -> None:
         if not self._settings.auth.local_accounts:
             return
-        from auth.commands import ensure_admin  # takes long to load: the workers do so meanwhile
-
+        # It takes long to load; in a thread, so that we go on hearing the workers, who load it too.
+        ensure_admin = (await _whole(lambda: importlib.import_module("auth.commands"))).ensure_admin
         kept = self._folder.secrets
         pool = await open_pool(self._settings.database)
         try:
