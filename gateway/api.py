@@ -40,7 +40,7 @@ class Flag(msgspec.Struct, frozen=True):
 
 class PublishRequest(msgspec.Struct, frozen=True):
     channel: str = ""
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     b64data: str = ""
     skip_history: bool = False
     tags: dict[str, str] = {}
@@ -49,7 +49,7 @@ class PublishRequest(msgspec.Struct, frozen=True):
 
 class BroadcastRequest(msgspec.Struct, frozen=True):
     channels: list[str] = []
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     b64data: str = ""
     skip_history: bool = False
     tags: dict[str, str] = {}
@@ -70,9 +70,9 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     client: str = ""
     session: str = ""
     expire_at: int = 0
-    info: msgspec.Raw = msgspec.Raw()
+    info: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     b64info: str = ""
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     b64data: str = ""
     recover_since: Position | None = None
     override: Override | None = None
@@ -104,7 +104,7 @@ class RefreshRequest(msgspec.Struct, frozen=True):
     session: str = ""
     expired: bool = False
     expire_at: int = 0
-    info: msgspec.Raw = msgspec.Raw()
+    info: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class ChannelRequest(msgspec.Struct, frozen=True):
@@ -128,7 +128,7 @@ class InfoRequest(msgspec.Struct, frozen=True):
 
 class RpcRequest(msgspec.Struct, frozen=True):
     method: str = ""
-    params: msgspec.Raw = msgspec.Raw()
+    params: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class BatchRequest(msgspec.Struct, frozen=True):
@@ -464,7 +464,7 @@ def _route(name: str, run: Callable[[Any], Awaitable[Any]], summary: str, body: 
 class _Old(msgspec.Struct, frozen=True):
     id: int = 0
     method: str = ""
-    params: msgspec.Raw = msgspec.Raw()
+    params: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 async def _api_caller(request: web.Request) -> Caller | None:

@@ -1,0 +1,40 @@
+"""The description of the running product: every route stands in it, with the codes that it can answer."""
+
+import re
+from pathlib import Path
+
+from tests.world.conftest import World
+
+INTERFACE = """
+POST /auth/register /auth/login /auth/token /auth/refresh /auth/logout /auth/password /admin/revocations
+GET /auth/me /auth/sessions /.well-known/jwks.json /admin/sessions /admin/users /admin/nodes /admin/audit
+GET /admin/revocations/{id} /health /ready /metrics /openapi.json
+DELETE /auth/sessions /auth/sessions/{sid}
+PATCH /admin/users/{id}
+POST /api/publish /api/broadcast /api/subscribe /api/unsubscribe /api/disconnect /api/refresh /api/presence
+POST /api/presence_stats /api/history /api/history_remove /api/channels /api/info /api/batch /api/rpc
+"""
+
+
+async def test_every_route_of_the_interface_is_described(one_worker: World) -> None:
+    status, document = await one_worker.call("GET", "/openapi.json")
+    assert status == 200
+    assert document["openapi"].startswith("3.1")
+    for line in INTERFACE.strip().splitlines():
+        method, *paths = line.split()
+        for path in paths:
+            assert method.lower() in document["paths"].get(path, {}), f"{method} {path}"
+
+
+async def test_every_reference_in_the_description_leads_somewhere(one_worker: World) -> None:
+    _, text = await one_worker.call("GET", "/openapi.json")
+    schemas = text["components"]["schemas"]
+    for name in re.findall(r"#/components/schemas/([^'\"]+)", str(text)):
+        assert name in schemas
+
+
+async def test_the_readme_names_routes_that_exist(one_worker: World) -> None:
+    _, document = await one_worker.call("GET", "/openapi.json")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for path in set(re.findall(r"(/(?:auth|admin|api)/[a-z_/]+)", readme)):
+        assert path in document["paths"], path
