@@ -1,0 +1,147 @@
+"""What admins do to users: list them, disable and enable them, give them roles; each with its row in log and audit."""
+
+import asyncio
+from typing import Any
+
+from sessions.model import DISABLED, Kind
+from tests.auth.conftest import House
+
+
+async def log_rows(house: House) -> list[tuple[int, str, int]]:
+    rows = await house.pool.fetch("select kind, subject, code from revocation_log where kind <> 6 order by seq")
+    return [tuple(row) for row in rows]
+
+
+async def test_disabling_writes_a_row_and_a_receipt(house: House) -> None:
+    admin, user = await house.admin(), (await house.register()).json["user"]
+    answer = await house.call("PATCH", f"/admin/users/{user['id']}", {"disabled": True, "reason": "abuse"}, token=admin)
+    assert answer.status == 200
+    assert set(answer.json) == {"user", "revocation"}
+    assert answer.json["user"]["disabled"] is True
+    receipt = answer.json["revocation"]
+    assert (receipt["state"], receipt["sessions"]) == ("committed", 1)
+    found = await house.call("GET", f"/admin/revocations/{receipt['id']}", token=admin)
+    assert found.json["id"] == receipt["id"]
+    assert await log_rows(house) == [(Kind.USER, user["id"], DISABLED)]
+    again = await house.call("PATCH", f"/admin/users/{user['id']}", {"disabled": True, "reason": "abuse"}, token=admin)
+    assert (again.status, again.json["revocation"]) == (200, None)
+    back = await house.call("PATCH", f"/admin/users/{user['id']}", {"disabled": False, "reason": "ok"}, token=admin)
+    assert (back.json["user"]["disabled"], back.json["revocation"]) == (False, None)
+    assert (await house.login()).status == 200
+    rows = await house.pool.fetch("select actor, target, detail from audit where action = 'user.changed' order by id")
+    assert [row["target"] for row in rows] == [f"user:{user['id']}"] * 3
+    assert rows[0]["detail"] == {
+        "reason": "abuse",
+        "before": {"disabled": False, "roles": []},
+        "after": {"disabled": True, "roles": []},
+    }
+    assert rows[0]["actor"].startswith("user:u_")
+
+
+async def test_roles_write_a_rights_row(house: House) -> None:
+    admin, user = await house.admin(), (await house.register()).json["user"]
+    path = f"/admin/users/{user['id']}"
+    answer = await house.call("PATCH", path, {"roles": ["moderator", "editor", "editor"], "reason": "x"}, token=admin)
+    assert answer.json["user"]["roles"] == ["editor", "moderator"]
+    assert answer.json["revocation"]["state"] == "committed"
+    assert await log_rows(house) == [(Kind.RIGHTS, user["id"], 4501)]
+    same = await house.call("PATCH", path, {"roles": ["editor", "moderator"], "reason": "x"}, token=admin)
+    assert same.json["revocation"] is None
+    both = await house.call("PATCH", path, {"roles": [], "disabled": True, "reason": "x"}, token=admin)
+    assert (both.json["user"]["roles"], both.json["user"]["disabled"]) == ([], True)
+    assert [row[0] for row in await log_rows(house)] == [Kind.RIGHTS, Kind.USER]
+
+
+async def test_bad_changes_change_nothing(house: House) -> None:
+    admin, user = await house.admin(), (await house.register()).json
+    path = f"/admin/users/{user['user']['id']}"
+    bodies: list[tuple[dict[str, Any], int]] = [
+        ({}, 422),
+        ({"disabled": True}, 422),
+        ({"reason": ""}, 422),
+        ({"reason": "x" * 65}, 422),
+        ({"reason": "x", "disabled": "yes"}, 422),
+        ({"reason": "x", "roles": "admin"}, 422),
+        ({"reason": "x", "roles": ["Admin"]}, 422),
+        ({"reason": "x", "roles": ["a" * 33]}, 422),
+        ({"reason": "x", "roles": [f"r{n}" for n in range(17)]}, 422),
+        ({"reason": "x", "email": "other@example.org"}, 422),
+    ]
+    for body, status in bodies:
+        answer = await house.call("PATCH", path, body, token=admin)
+        assert (answer.status, answer.code) == (status, "invalid"), body
+    change = {"reason": "x", "disabled": True}
+    assert (await house.call("PATCH", "/admin/users/u_nobody", change, token=admin)).code == "not_found"
+    assert (await house.call("PATCH", path, change)).code == "unauthenticated"
+    assert (await house.call("PATCH", path, change, token=user["access_token"])).code == "forbidden"
+    assert (await house.call("GET", "/admin/users", token=user["access_token"])).code == "forbidden"
+    assert await log_rows(house) == []
+
+
+async def test_nothing_is_no_change(house: House) -> None:
+    admin, user = await house.admin(), (await house.register()).json["user"]
+    answer = await house.call("PATCH", f"/admin/users/{user['id']}", {"reason": "look"}, token=admin)
+    assert (answer.status, answer.json["revocation"]) == (200, None)
+
+
+async def test_7e_an_admin_whose_session_ends_meanwhile_changes_nothing(house: House) -> None:
+    admin, user = await house.admin(), (await house.register()).json["user"]
+    sid = (await house.call("GET", "/auth/me", token=admin)).json["session"]["sid"]
+    path = f"/admin/users/{user['id']}"
+    async with house.pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("select from subjects where id = $1 for update", user["id"])
+        asked = asyncio.create_task(house.call("PATCH", path, {"reason": "x", "disabled": True}, token=admin))
+        while not await connection.fetchval("select count(*) from pg_locks where not granted"):
+            pass
+        await connection.execute(
+            "update sessions set ended_at = clock_timestamp(), ended_code = 4501 where sid = $1", sid
+        )
+        await transaction.commit()
+    answer = await asked
+    assert (answer.status, answer.code) == (401, "session_ended")
+    assert await house.pool.fetchval("select state from subjects where id = $1", user["id"]) == "active"
+
+
+async def test_users_are_listed_page_by_page(house: House) -> None:
+    admin = await house.admin()
+    for n in range(7):
+        await house.register(f"user{n}@example.org")
+    await house.pool.execute(
+        "update subjects set state = 'disabled', roles = '{editor}'"
+        " where id = (select id from users where email like 'user3%')"
+    )
+    seen, after, pages = [], "", 0
+    while True:
+        answer = await house.call("GET", f"/admin/users?limit=3&after={after}", token=admin)
+        assert set(answer.json) == {"items", "next"}
+        seen += [item["email"] for item in answer.json["items"]]
+        after, pages = answer.json["next"], pages + 1
+        if not after:
+            break
+    assert seen == ["root@example.org", *(f"user{n}@example.org" for n in range(7))]
+    assert pages == 3
+
+    async def found(query: str) -> list[str]:
+        answer = await house.call("GET", f"/admin/users?{query}", token=admin)
+        return [item["email"] for item in answer.json["items"]]
+
+    assert await found("email=USER") == [f"user{n}@example.org" for n in range(7)]
+    assert await found("email=user5") == ["user5@example.org"]
+    assert await found("role=editor") == await found("disabled=true") == ["user3@example.org"]
+    assert await found("role=admin&disabled=false") == ["root@example.org"]
+    assert await found("email=nobody") == []
+    item = (await house.call("GET", "/admin/users?limit=1", token=admin)).json["items"][0]
+    assert set(item) == {
+        "id",
+        "email",
+        "display_name",
+        "roles",
+        "created_at",
+        "disabled",
+        "failures",
+        "last_login_at",
+    }
+    for query in ("limit=0", "limit=201", "limit=x", "after=x", "after=1", "disabled=maybe", "unknown=1"):
+        assert (await house.call("GET", f"/admin/users?{query}", token=admin)).status == 422, query

@@ -1,0 +1,215 @@
+"""`run.py users`, `keys` and `token`, and the admin of `run.py dev`: what they do, print and return."""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import cyclopts
+import jwt
+import pytest
+
+from auth import commands
+from auth.commands import ensure_admin
+from config import commands as shared
+from config.settings import Settings, with_values
+from sessions.model import Kind
+from tests.auth.conftest import PASSWORD, House
+
+Run = Callable[..., Awaitable[tuple[int, Any, str]]]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return with_values(settings, {"client.token.hmac_secret_key": "a shared secret of more than thirty-two bytes"})
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command as `run.py` would: exit code, what it printed (parsed with --json), stderr."""
+    monkeypatch.setattr(shared, "settings_for", lambda common: settings)
+    monkeypatch.setattr(commands, "settings_for", lambda common: settings)
+    app = cyclopts.App(version_flags=())
+    for name in ("users", "keys", "token"):
+        app.command(getattr(commands, name), name=name)
+
+    async def call(*arguments: str, stdin: str = "") -> tuple[int, Any, str]:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = await asyncio.to_thread(shared.main, app, arguments)
+        printed = capsys.readouterr()
+        out = json.loads(printed.out) if code == 0 and "--json" in arguments else printed.out
+        return code, out, printed.err
+
+    return call
+
+
+async def test_an_account_is_created_with_a_password_that_is_shown_once(run: Run, house: House) -> None:
+    code, made, _ = await run("users", "create", "op@example.org", "--role", "admin", "--role", "editor", "--json")
+    assert code == 0
+    assert (made["email"], made["roles"], made["disabled"]) == ("op@example.org", ["admin", "editor"], False)
+    assert (await house.login("op@example.org", made["password"])).status == 200
+    code, _, err = await run("users", "create", "OP@example.org")
+    assert (code, "has an account" in err) == (1, True)
+    code, out, _ = await run("users", "create", "b@example.org", "--password-stdin", stdin=PASSWORD + "\n")
+    assert code == 0
+    assert PASSWORD not in out
+    assert (await house.login("b@example.org")).status == 200
+    for bad in (("x",), ("c@example.org", "--role", "Bad Role"), ("c@example.org", "--display-name", "\t")):
+        code, _, err = await run("users", "create", *bad)
+        assert (code, err.startswith("error: ")) == (1, True)
+    code, _, err = await run("users", "create", "c@example.org", "--password-stdin", stdin="short\n")
+    assert (code, "at least 12" in err) == (1, True)
+
+
+async def test_accounts_are_listed(run: Run, house: House) -> None:
+    for n in range(3):
+        await house.register(f"u{n}@example.org")
+    code, page, _ = await run("users", "list", "--limit", "2", "--json")
+    assert code == 0
+    assert [item["email"] for item in page["items"]] == ["u0@example.org", "u1@example.org"]
+    _, rest, _ = await run("users", "list", "--after", page["next"], "--json")
+    assert ([item["email"] for item in rest["items"]], rest["next"]) == (["u2@example.org"], "")
+    _, text, _ = await run("users", "list", "--email", "u1")
+    assert "u1@example.org" in text
+    assert "u0@example.org" not in text
+    for bad in (("--limit", "0"), ("--after", "x")):
+        assert (await run("users", "list", *bad))[0] == 1
+
+
+async def test_disabling_from_the_command_line_reaches_a_running_process(run: Run, house: House) -> None:
+    made = (await house.register()).json
+    token = made["access_token"]
+    code, shown, _ = await run("users", "disable", "alice@example.org", "--reason", "left", "--json")
+    assert (code, shown["disabled"]) == (0, True)
+    deadline = time.monotonic() + 5
+    while (answer := await house.call("GET", "/auth/me", token=token)).status == 200:
+        assert time.monotonic() < deadline, "not heard of by the lease"
+    assert answer.code == "session_ended"
+    assert (await house.login()).code == "invalid_credentials"
+    code, shown, _ = await run("users", "enable", made["user"]["id"], "--json")
+    assert (code, shown["disabled"]) == (0, False)
+    assert (await house.login()).status == 200
+    code, _, err = await run("users", "disable", "nobody@example.org")
+    assert (code, "no account" in err) == (1, True)
+    assert (await run("users", "disable", "alice@example.org", "--reason", ""))[0] == 1
+
+
+async def test_roles_and_passwords_from_the_command_line(run: Run, house: House) -> None:
+    await house.register()
+    code, shown, _ = await run("users", "roles", "alice@example.org", "admin", "--json")
+    assert (code, shown["roles"]) == (0, ["admin"])
+    assert await house.pool.fetchval("select kind from revocation_log order by seq desc limit 1") == Kind.RIGHTS
+    code, shown, _ = await run("users", "roles", "alice@example.org", "--json")
+    assert (code, shown["roles"]) == (0, [])
+    code, shown, _ = await run("users", "password", "alice@example.org", "--json")
+    assert (code, shown["sessions_ended"]) == (0, 1)
+    assert (await house.login()).code == "invalid_credentials"
+    assert (await house.login(password=shown["password"])).status == 200
+    actors = {row["actor"] for row in await house.pool.fetch("select actor from audit where action like 'user.%'")}
+    assert actors >= {"cli"}
+
+
+async def test_signing_keys_from_the_command_line(run: Run, house: House, settings: Settings) -> None:
+    made = (await house.register()).json["access_token"]
+    code, listed, _ = await run("keys", "list", "--json")
+    assert (code, [item["state"] for item in listed["items"]]) == (0, ["active", "next"])
+    first, second = (item["kid"] for item in listed["items"])
+    code, _, err = await run("keys", "rotate")
+    assert (code, "not known everywhere" in err or "rotate then" in err) == (1, True)
+    code, shown, _ = await run("keys", "rotate", "--now", "--json")
+    assert (code, shown["kid"]) == (0, second)
+    await house.accounts.keys.load()
+    assert (await house.call("GET", "/auth/me", token=made)).status == 200
+    code, shown, _ = await run("keys", "retire", "--json")
+    assert (code, shown["retired"]) == (0, [])
+    assert (await run("keys", "retire", first))[0] == 1
+    code, shown, _ = await run("keys", "retire", first, "--now", "--json")
+    assert (code, shown["retired"]) == (0, [first])
+    await house.accounts.keys.load()
+    assert (await house.call("GET", "/auth/me", token=made)).code == "unauthenticated"
+    code, shown, _ = await run("keys", "rotate", "--discard", "--json")
+    assert code == 0
+    await house.accounts.keys.load()
+    assert house.accounts.keys.active.kid == shown["kid"]
+
+
+async def test_api_keys_from_the_command_line(run: Run, house: House) -> None:
+    code, made, _ = await run("keys", "api", "create", "backend", "--scope", "users", "--expires", "1h", "--json")
+    assert code == 0
+    headers = {"X-API-Key": made["key"]}
+    assert (await house.call("GET", "/admin/users", headers=headers)).status == 200
+    code, listed, _ = await run("keys", "api", "list", "--json")
+    assert (code, [item["id"] for item in listed["items"]]) == (0, [made["id"]])
+    assert made["key"] not in json.dumps(listed)
+    code, _, _ = await run("keys", "api", "revoke", made["id"])
+    assert code == 0
+    deadline = time.monotonic() + 5
+    while (answer := await house.call("GET", "/admin/users", headers=headers)).status == 200:
+        assert time.monotonic() < deadline, "not heard of by the lease"
+    assert answer.code == "unauthenticated"
+    assert (await run("keys", "api", "revoke", made["id"]))[0] == 1
+    assert (await run("keys", "api", "create", "x", "--expires", "soon"))[0] == 1
+    assert (await run("keys", "api", "create", ""))[0] == 1
+
+
+async def test_tokens_from_the_command_line(run: Run, house: House, settings: Settings) -> None:
+    user = (await house.register()).json["user"]
+    code, made, _ = await run("token", "access", "alice@example.org", "--json")
+    assert (code, made["user"]) == (0, user["id"])
+    me = await house.call("GET", "/auth/me", token=made["access_token"])
+    assert (me.status, me.json["session"]["sid"]) == (200, made["sid"])
+    secret = settings.client.token.hmac_secret_key.get_secret_value()
+    code, made, _ = await run(
+        "token", "connection", "42", "--ttl", "5m", "--info", '{"a": 1}', "--channel", "news", "--json"
+    )
+    said = jwt.decode(made["token"], secret, ["HS256"])
+    assert (said["sub"], said["info"], said["channels"], said["exp"] - said["iat"]) == ("42", {"a": 1}, ["news"], 300)
+    connected = await house.accounts.identity.connect(made["token"])
+    assert connected is not None
+    assert connected.standing.user == "42"
+    code, out, _ = await run("token", "subscription", "42", "$room", "--info", "{}")
+    assert code == 0
+    grant = house.accounts.identity.subscription(out.strip())
+    assert grant is not None
+    assert (grant.channel, grant.user) == ("$room", "42")
+    for bad in (("connection", "42", "--ttl", "x"), ("connection", "42", "--info", "{"), ("access", "nobody")):
+        assert (await run("token", *bad))[0] == 1
+
+
+async def test_no_token_without_a_secret(run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = with_values(settings, {"client.token.hmac_secret_key": ""})
+    monkeypatch.setattr(commands, "settings_for", lambda common: bare)
+    code, _, err = await run("token", "connection", "42")
+    assert (code, "hmac_secret_key" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "command", [("users",), ("keys",), ("keys", "api"), ("token",), ("users", "create"), ("token", "access")]
+)
+async def test_every_command_has_help(run: Run, command: tuple[str, ...]) -> None:
+    code, out, _ = await run(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+# -- the admin of dev
+
+
+async def test_the_admin_is_there_however_things_were(house: House, settings: Settings) -> None:
+    pool = house.pool
+    id = await ensure_admin(pool, settings, "admin@example.org", PASSWORD)
+    answer = await house.login("admin@example.org")
+    assert (answer.json["user"]["id"], answer.json["user"]["roles"]) == (id, ["admin"])
+    token = answer.json["access_token"]
+    assert await ensure_admin(pool, settings, "ADMIN@example.org", PASSWORD) == id
+    assert (await house.call("GET", "/admin/users", token=token)).status == 200  # nothing was touched
+    await pool.execute("update subjects set state = 'disabled', roles = '{editor}'")
+    assert await ensure_admin(pool, settings, "admin@example.org", "another correct horse") == id
+    answer = await house.login("admin@example.org", "another correct horse", address="198.51.100.1")
+    assert answer.json["user"]["roles"] == ["admin", "editor"]
+    await pool.execute("update users set password_hash = null")
+    await ensure_admin(pool, settings, "admin@example.org", PASSWORD)
+    assert (await house.login("admin@example.org", address="198.51.100.1")).status == 200
