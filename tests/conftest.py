@@ -67,6 +67,7 @@ def valkey_server(server_place: Place, guardian: Guardian) -> Iterator[Valkey]:
 async def database_template(postgres_server: Postgres) -> str:
     """A database with every migration applied; nobody may stay connected to it."""
     connection = await asyncpg.connect(postgres_server.url)
+    await connection.execute(f"drop database if exists {TEMPLATE}")  # where tests run on two kinds of loop
     await connection.execute(f"create database {TEMPLATE}")
     await connection.close()
     await migrate.apply(_named(postgres_server, TEMPLATE))
