@@ -193,8 +193,8 @@ function line(author, words, kind = "") {
   item.className = kind;
   if (author) {
     const name = document.createElement("b");
-    name.textContent = author;
-    item.append(name);
+    name.textContent = `${author}:`;
+    item.append(name, " ");
   }
   item.append(words);
   const list = $("messages");

@@ -100,7 +100,7 @@ async def test_two_people_talk_and_see_each_other(one_worker: World, people: Peo
     await ben.get_by_label("Message", exact=True).fill("hello <b>there</b>")
     await ben.get_by_role("button", name="Send").click()
     for page in (ada, ben):
-        await expect(page.get_by_role("log")).to_contain_text("Ben hello <b>there</b>")
+        await expect(page.get_by_role("log")).to_contain_text("Ben: hello <b>there</b>")
     await ben.close()
     await expect(ada.locator("#present li")).to_have_count(1)
 

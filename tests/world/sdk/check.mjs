@@ -2,7 +2,7 @@
 import readline from "node:readline";
 import WebSocket from "ws";
 import { Centrifuge as JsonCentrifuge } from "centrifuge";
-import { Centrifuge as ProtobufCentrifuge } from "centrifuge/build/protobuf/index.js";
+import { Centrifuge as ProtobufCentrifuge } from "centrifuge/build/protobuf";
 
 const [url, codec] = process.argv.slice(2);
 const protobuf = codec === "protobuf";
