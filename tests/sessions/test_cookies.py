@@ -102,11 +102,11 @@ async def test_logging_out_takes_the_cookie_away_with_the_same_attributes(serve:
     assert morsel.key == ("__Host-wardgate" if secure else "wardgate")
 
 
-@pytest.mark.parametrize("value", ["", "x", "A" * 43, "'; DROP TABLE sessions; --", '"\\303\\251"', "A" * 4000])
-async def test_a_cookie_that_is_nobodys_is_nobody(serve: Serve, value: str) -> None:
+async def test_a_cookie_that_is_nobodys_is_nobody(serve: Serve) -> None:
     client = await serve(secure=False)
-    answer = await client.get("/who", headers={"Cookie": f"wardgate={value}"})
-    assert (answer.status, await answer.text()) == (200, "nobody")
+    for value in ("", "x", "A" * 43, "'; DROP TABLE sessions; --", '"\\303\\251"', "A" * 4000):
+        answer = await client.get("/who", headers={"Cookie": f"wardgate={value}"})
+        assert (answer.status, await answer.text()) == (200, "nobody"), value
 
 
 async def test_the_cookie_of_a_session_that_is_over_says_why(serve: Serve, login: Logins) -> None:

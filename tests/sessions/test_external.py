@@ -10,7 +10,7 @@ import pytest
 
 from config.clock import SystemClock
 from config.settings import Settings
-from sessions import ids, service, store
+from sessions import external, ids, service, store
 from sessions.errors import ExternalRefused, SessionEnded
 from sessions.external import FORGOTTEN_AFTER, External
 from sessions.model import Ended, Kind
@@ -106,13 +106,15 @@ async def test_born_is_the_last_seq_that_was_committed_when_the_token_was_issued
     assert (await sessions.external(token(jti="future", iat=times[-1] + 1e6))).session.born == first + 2
 
 
-@pytest.mark.parametrize("iat", [-1.0, 0.0, 1e300, float("inf"), float("-inf"), float("nan"), 10**400])
-async def test_an_odd_iat_fails_nobody(sessions: Sessions, iat: float) -> None:
-    odd, other = await asyncio.gather(
-        sessions.external(token("1", jti="odd", iat=iat)), sessions.external(token("2", jti="other", iat=4e9))
+async def test_an_odd_iat_fails_nobody(sessions: Sessions) -> None:
+    odd = (-1.0, 0.0, 1e300, float("inf"), float("-inf"), float("nan"), 10**400)
+    *readings, other = await asyncio.gather(
+        *(sessions.external(token("1", jti=f"odd{n}", iat=iat)) for n, iat in enumerate(odd)),
+        sessions.external(token("2", jti="other", iat=4e9)),
     )
-    assert other.session.born > 0
-    assert odd.session.born in (0, other.session.born)
+    born = other.session.born
+    assert born > 0
+    assert [reading.session.born for reading in readings] == [0, 0, born, born, 0, 0, born]
 
 
 @pytest.mark.parametrize("row", [{"kind": Kind.USER, "subject": "42"}, {"kind": Kind.EVERYONE}])
@@ -163,9 +165,9 @@ async def test_an_ended_external_session_stays_ended_for_its_token(
     ("issuer", "subject"),
     [("", "u_abc"), ("", ""), ("google", "42"), ("google", "google:"), ("google", "u_abc"), ("google", "other:42")],
 )
-async def test_an_issuer_names_only_its_own_users(sessions: Sessions, issuer: str, subject: str) -> None:
+def test_an_issuer_names_only_its_own_users(issuer: str, subject: str) -> None:
     with pytest.raises(ExternalRefused):
-        await sessions.external(token(subject, issuer))
+        external.sight(token(subject, issuer))
 
 
 async def test_a_named_issuers_users_have_its_name_before_theirs(sessions: Sessions) -> None:
@@ -196,9 +198,9 @@ async def test_two_users_with_one_sid_in_one_loop_turn_do_not_share_it(sessions:
 
 @pytest.mark.parametrize("claim", ["subject", "sid", "jti"])
 @pytest.mark.parametrize("value", ["a\x00b", "\udcff", "x" * 513, "\N{SNOWMAN}" * 171])
-async def test_a_claim_that_cannot_be_kept_is_refused(sessions: Sessions, claim: str, value: str) -> None:
+def test_a_claim_that_cannot_be_kept_is_refused(claim: str, value: str) -> None:
     with pytest.raises(ExternalRefused):
-        await sessions.external(token(**{claim: value}))
+        external.sight(token(**{claim: value}))
 
 
 async def test_text_with_metacharacters_is_only_text(sessions: Sessions) -> None:
