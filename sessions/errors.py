@@ -57,6 +57,7 @@ class Unavailable(Problem):
 _AWAY = (
     OSError,  # ConnectionError and TimeoutError are OSErrors
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the driver's state after a server that was killed
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutdown, cancelled by statement_timeout, cannot connect now
     asyncpg.InsufficientResourcesError,  # disk full, too many connections

@@ -34,7 +34,9 @@ Verdict = Ended | Again | None
 
 
 class Place(NamedTuple):
-    """A row of the log: its seq and its id. Two servers that both have the pair have the same log up to it."""
+    """A row of the log: its seq and its id. Under one and the same era two servers that both have the pair have the
+    same log up to it; without the era they need not: a row that was put back keeps its id, and when an era is lost as a
+    whole, its numbers are used again."""
 
     seq: int
     id: str
@@ -221,6 +223,10 @@ class Memory:
     def places(self) -> list[Place]:
         """Floor to applied, newest first: for finding the last one that a server still has."""
         return [Place(row.seq, row.id) for row, _ in reversed(self._chain)] + [self.floor]
+
+    def era_at(self, seq: int) -> str:
+        """The id of the era row that `seq`, which is on this chain, stands under."""
+        return self._eras[era_of(seq)]
 
     def rewind(self, to: Place) -> bool:
         """4c: back to `to`, which is on this chain. Rows after it become loose: they go on judging until they are put

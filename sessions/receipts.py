@@ -22,7 +22,7 @@ from sessions.hints import Acks
 from sessions.lease import Lease
 from sessions.log import Committed
 from sessions.memory import Place
-from sessions.model import Position, Row
+from sessions.model import ERA, Position, Row
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Member:
-    """One registered process in a census. `applied` is what it acknowledged by its lease, if that pair exists."""
+    """One registered process in a census. `applied` is what it acknowledged by its lease, if the log has that place."""
 
     node: str
     policy: str
@@ -137,8 +137,8 @@ def verdict(open: Open, census: Census | None, lease: Lease, now: float) -> By:
     return ""
 
 
-_CENSUS = """
-SELECT p.node, p.policy, CASE WHEN l.seq IS NULL THEN -1 ELSE p.applied_seq END AS applied,
+_CENSUS = f"""
+SELECT p.node, p.policy, CASE WHEN l.seq IS NULL OR e.seq IS NULL THEN -1 ELSE p.applied_seq END AS applied,
     extract(epoch FROM pg_postmaster_start_time())::float8 AS start, h.lease_seconds, h.drift_seconds,
     ARRAY(
         SELECT t.id FROM unnest($1::bigint[], $2::uuid[]) AS a (seq, id) JOIN revocation_log t USING (seq, id)
@@ -146,7 +146,8 @@ SELECT p.node, p.policy, CASE WHEN l.seq IS NULL THEN -1 ELSE p.applied_seq END 
 FROM revocation_head h
 LEFT JOIN processes p ON true
 LEFT JOIN revocation_log l ON l.seq = p.applied_seq AND l.id = p.applied_id
-"""
+LEFT JOIN revocation_log e ON e.seq = p.applied_seq - p.applied_seq % {ERA} AND e.id = p.applied_era
+"""  # noqa: S608 - no value is put into the text
 
 _CONFIRM = """
 UPDATE receipts r SET confirmed_by = c.by, elapsed_ms = c.elapsed

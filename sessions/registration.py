@@ -15,7 +15,8 @@ from sessions.lease import READER_VERSION
 
 _REGISTER = """
 INSERT INTO processes (node, policy, version, host, pid) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (node) DO UPDATE SET registered_at = clock_timestamp(), applied_seq = NULL, applied_id = NULL
+ON CONFLICT (node) DO UPDATE
+SET registered_at = clock_timestamp(), applied_seq = NULL, applied_id = NULL, applied_era = NULL
 """
 
 _LOOK = """

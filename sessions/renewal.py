@@ -21,7 +21,7 @@ from sessions.applier import Applier
 from sessions.lease import Head, Lease, Next, Offset, Reply
 from sessions.log import COLUMNS, row_of
 from sessions.memory import Memory, Place, last_present
-from sessions.model import Row
+from sessions.model import ERA, Row
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -31,17 +31,21 @@ PAGE = 1_000
 
 _RENEW = f"""
 WITH beat AS (
-    UPDATE processes SET applied_seq = $2, applied_id = $3, beat = $4, renewed_at = clock_timestamp()
+    UPDATE processes
+    SET applied_seq = $2, applied_id = $3, applied_era = $4, beat = $5, renewed_at = clock_timestamp()
     WHERE node = $1 RETURNING node
 ), counted AS (
     INSERT INTO receipt_nodes (receipt, node, applied_at, connections_closed)
     SELECT receipt, $1, to_timestamp(at), closed
-    FROM unnest($5::uuid[], $6::float8[], $7::int[]) AS c (receipt, at, closed)
+    FROM unnest($6::uuid[], $7::float8[], $8::int[]) AS c (receipt, at, closed)
     ON CONFLICT (receipt, node)
     DO UPDATE SET applied_at = excluded.applied_at, connections_closed = excluded.connections_closed
 )
 SELECT EXISTS (SELECT FROM beat) AS registered,
-    $2::bigint IS NULL OR EXISTS (SELECT FROM revocation_log WHERE seq = $2 AND id = $3::uuid) AS pair,
+    $2::bigint IS NULL OR (
+        EXISTS (SELECT FROM revocation_log WHERE seq = $2 AND id = $3::uuid)
+        AND EXISTS (SELECT FROM revocation_log WHERE seq = $2 - $2 % {ERA} AND id = $4::uuid)
+    ) AS pair,
     extract(epoch FROM pg_postmaster_start_time())::float8 AS start,
     extract(epoch FROM clock_timestamp())::float8 AS now,
     h.seq AS head_seq, h.id AS head_id, h.era_id, h.lease_seconds, h.drift_seconds, h.protocol_version, h.chain,
@@ -51,9 +55,10 @@ LEFT JOIN LATERAL (SELECT * FROM revocation_log WHERE seq > $2 ORDER BY seq LIMI
 ORDER BY l.seq
 """  # noqa: S608 - no value is put into the text
 
-_WHICH = """
-SELECT l.seq, l.id FROM unnest($1::bigint[], $2::uuid[]) AS p (seq, id) JOIN revocation_log l USING (seq, id)
-"""
+_WHICH = f"""
+SELECT l.seq, l.id FROM unnest($1::bigint[], $2::uuid[], $3::uuid[]) AS p (seq, id, era)
+JOIN revocation_log l USING (seq, id) JOIN revocation_log e ON e.seq = p.seq - p.seq % {ERA} AND e.id = p.era
+"""  # noqa: S608 - no value is put into the text
 
 _SOON = 0.05  # after a renewal that brought news, so that it is acknowledged
 _SHORTEST = 0.02
@@ -185,10 +190,12 @@ class Renewal:
     def _arguments(self, counts: Sequence[tuple[str, Any, int]]) -> tuple[Any, ...]:
         memory = self._applier.memory
         seq, id = memory.applied if memory is not None else (None, None)
+        era = memory.position.era if memory is not None else None
         return (
             self._node,
             seq,
             id,
+            era,
             self._beat,
             [receipt for receipt, _, _ in counts],
             [tally.applied_at for _, tally, _ in counts],
@@ -231,7 +238,8 @@ class Renewal:
         places = memory.places()
         for n in range(0, len(places), PAGE):
             page = places[n : n + PAGE]
-            found = await self._patiently(connection.fetch(_WHICH, [p.seq for p in page], [p.id for p in page]))
+            eras = [memory.era_at(p.seq) for p in page]
+            found = await self._patiently(connection.fetch(_WHICH, [p.seq for p in page], [p.id for p in page], eras))
             place = last_present(page, [Place(r["seq"], r["id"].hex) for r in found])
             if place is not None:
                 self._applier.rewind(place)

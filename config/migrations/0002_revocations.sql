@@ -57,6 +57,7 @@ CREATE TABLE processes (
     pid integer NOT NULL DEFAULT 0,
     applied_seq bigint,                             -- what it acknowledged last, with the id of that row
     applied_id uuid,
+    applied_era uuid,                               -- and of the era row that it stands under on its chain
     beat bigint NOT NULL DEFAULT 0,                 -- another number with every renewal
     registered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     renewed_at timestamptz NOT NULL DEFAULT clock_timestamp()           -- for people; nothing is decided by it
