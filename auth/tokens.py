@@ -98,18 +98,31 @@ class AccessTokens:
         session, key, now = reading.session, self._keys.active, self._now()
         iat = int(now)
         exp = max(iat, int(min(now + self._ttl, now + session.idle, session.expires_at)))
+        position = f"{reading.position}:{session.born:x}"
+        claims = Claims(
+            session.subject.id,
+            session.sid,
+            session.subject.roles,
+            reading.position,
+            session.born,
+            iat,
+            exp,
+            secrets.token_hex(16),
+            key.kid,
+        )
         payload = {
             "iss": self._issuer,
             "aud": self._audience,
-            "sub": session.subject.id,
-            "sid": session.sid,
+            "sub": claims.sub,
+            "sid": claims.sid,
             "iat": iat,
             "exp": exp,
-            "jti": secrets.token_hex(16),
-            "roles": list(session.subject.roles),
-            "pos": f"{reading.position}:{session.born:x}",
+            "jti": claims.jti,
+            "roles": list(claims.roles),
+            "pos": position,
         }
         token = jwt.encode(payload, key.private, key.algorithm, headers={"typ": TYPE, "kid": key.kid})
+        self._remembered.keep(digest(token), claims)  # what we signed needs no verifying here
         return token, exp - iat
 
     def ours(self, parts: Parts) -> bool:
