@@ -28,6 +28,7 @@ from config.http import (
     TRUSTED,
     Call,
     Nothing,
+    Problem,
     Route,
     mount,
     problems,
@@ -42,7 +43,7 @@ from gateway.api import Api
 from gateway.broker import Broker
 from gateway.control import Control
 from gateway.history import History
-from gateway.node import Node
+from gateway.node import Node, NodeError
 from gateway.presence import Presence
 from gateway.registry import Registry
 from sessions import cookies
@@ -149,7 +150,7 @@ class App:
             ),
         )
         self.sessions = await _started(stack, Sessions(pool, self.revocations, settings.sessions, clock=clock))
-        self.registry = await _started(stack, Registry(self.pipe, prefix=prefix, node=self.name))
+        self.registry = Registry(self.pipe, prefix=prefix, node=self.name)
         self.accounts = await _started(
             stack,
             Accounts(
@@ -177,7 +178,8 @@ class App:
             control=control,
             clock=clock,
         )
-        await _started(stack, control)  # with the node's handlers in place
+        await _started(stack, self.registry)  # from here on others see the node: its description and handlers are set
+        await _started(stack, control)
         await _started(stack, self.node)
         self.sampler = metrics.Sampler([self.node, self.revocations, self.accounts, self.bus, self.lag, self])
         self.web = self._web()
@@ -279,7 +281,10 @@ class App:
         return web.Response(body=self._description, content_type="application/json")
 
     async def _nodes(self, _call: Call[None, Nothing]) -> "Nodes":
-        return Nodes([NodeItem(**item) for item in await self.node.info()])
+        try:
+            return Nodes([NodeItem(**item) for item in await self.node.info()])
+        except NodeError:
+            raise Problem("unavailable", "the list of nodes is in Redis, which is away") from None
 
     def _pages(self, app: web.Application) -> None:
         """`/docs` everywhere; the demo at `/` only in dev. Both need nothing from another host."""
@@ -313,7 +318,7 @@ class NodeItem(msgspec.Struct, frozen=True):
 
 class Nodes(msgspec.Struct, frozen=True):
     items: list[NodeItem]
-    next: str | None = None
+    next: str = ""
 
 
 async def _started(stack: contextlib.AsyncExitStack, part: Any) -> Any:

@@ -139,6 +139,7 @@ async def test_without_the_database_a_revocation_fails_and_every_node_freezes(wo
 
 async def nodes(world: World, admin: Person) -> set[str]:
     _, body = await world.call("GET", "/admin/nodes", token=admin.access)
+    assert "items" in body, body
     return {item["uid"] for item in body["items"]}
 
 
