@@ -17,6 +17,7 @@ import hmac
 import os
 import re
 import secrets
+import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -155,9 +156,10 @@ class HashPool:
 
 
 def _step_back() -> None:
-    """A hash takes what the event loop leaves: on Linux a thread has a niceness of its own."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    """A hash takes what the event loop leaves. Only on Linux has a thread a niceness of its own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class Passwords:

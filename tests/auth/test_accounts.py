@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from config.http import Problem
 from config.settings import Settings, with_values
 from sessions.model import Kind
 from sessions.revocations import Entry
@@ -410,3 +411,62 @@ async def test_me(house: House) -> None:
     assert set(me.json["session"]) == SESSION
     nobody = await house.call("GET", "/auth/me")
     assert (nobody.status, nobody.code, nobody.headers["WWW-Authenticate"]) == (401, "unauthenticated", "Bearer")
+
+
+async def test_a_session_or_a_user_that_the_database_lost(house: House) -> None:
+    token = (await house.register()).json["access_token"]
+    await house.pool.execute("delete from sessions")
+    answer = await house.call("GET", "/auth/me", token=token)
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+
+
+async def test_f12_without_postgresql_a_login_says_so_and_is_not_held_against_anyone(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.register()
+
+    async def away(*_: Any) -> Any:
+        raise ConnectionRefusedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("auth.users.by_email", away)
+        for path in ("/auth/login", "/auth/register"):
+            body = {"email": "alice@example.org", "password": PASSWORD, "mode": "token"}
+            answer = await house.call("POST", path, body)
+            assert (answer.status, answer.code) == (503, "unavailable")
+            assert int(answer.headers["Retry-After"]) > 0
+    assert (await house.login(password="wrong wrong wrong")).status == 401
+    with monkeypatch.context() as patched:
+        patched.setattr("auth.users.add_failures", away)
+        await house.accounts.people.flush()
+    await house.accounts.people.flush()
+    assert await house.pool.fetchval("select failures from users") == 1
+
+
+async def test_a_full_pool_does_not_keep_an_old_form_from_logging_in(
+    settings: Settings, pool: Any, revocations: Any, sessions: Any, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with build(settings, pool, revocations, sessions, pipe) as house:
+        await house.register()
+    async with build(with_values(settings, {"auth.bcrypt_cost": 5}), pool, revocations, sessions, pipe) as house:
+
+        async def full(password: str) -> str:
+            raise Problem("busy")
+
+        monkeypatch.setattr(house.accounts.passwords, "hash", full)
+        assert (await house.login()).status == 200
+
+
+async def test_an_account_that_is_disabled_while_its_password_is_checked_stays_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.register()
+    original = house.accounts.passwords.check
+
+    async def disabled_meanwhile(stored: str | None, password: str) -> Any:
+        await house.pool.execute("update subjects set state = 'disabled'")
+        return await original(stored, password)
+
+    monkeypatch.setattr(house.accounts.passwords, "check", disabled_meanwhile)
+    answer = await house.login()
+    assert (answer.status, answer.code) == (401, "invalid_credentials")

@@ -1,6 +1,8 @@
 """Passwords: every text works, none breaks anything, old forms are renewed, the pool sheds what it cannot take."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 import unicodedata
@@ -120,6 +122,15 @@ def test_nobody_costs_as_much_as_somebody(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # -- the pool
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+async def test_a_hash_takes_what_the_loop_leaves() -> None:
+    pool = HashPool(threads=1, queue=1)
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    its = await pool.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert its > mine or mine == 19
+    pool.close()
 
 
 class Gate:
