@@ -29,9 +29,10 @@ from config.database import Connection, Pool
 from config.errors import Failure
 from config.http import Problem, rfc3339
 from config.settings import Settings, seconds
-from sessions import audit, ids, log, store
+from sessions import audit, log, store
 from sessions.log import Entry
-from sessions.model import Reading, Session
+from sessions.model import Reading
+from sessions.service import new_session
 
 users = App(name="users", help="Create, list, disable and enable accounts; set roles and passwords.")
 keys = App(name="keys", help="List, rotate and retire signing keys; create, list and revoke API keys.")
@@ -391,16 +392,13 @@ async def _open(connection: Connection, settings: Settings, id: str) -> Reading:
     if subject is None or not subject.active:
         raise Failure(f"{id} is disabled")
     position, _ = await log.head(connection)
-    now, policy_of = await store.database_now(connection), settings.sessions
-    sid = ids.new_sid(walltime())
-    login = store.Login(
-        sid, id, "token", position.seq, None, None, ACTOR, "", now, policy_of.absolute, policy_of.idle, 1
+    now = await store.database_now(connection)
+    session = new_session(
+        subject, "token", position, settings.sessions, now=now, wall=walltime(), device=ACTOR, address=""
     )
-    await store.insert_login(connection, login)
-    await audit.append(connection, "session.opened", actor=ACTOR, target=f"session:{sid}", detail={"kind": "token"})
-    session = Session(
-        sid, subject, "token", "", position.seq, now, now, now + policy_of.absolute, policy_of.idle, ACTOR
-    )
+    await store.insert_login(connection, session, secret_hash=None, sealed_key=None, aal=1)
+    target = f"session:{session.sid}"
+    await audit.append(connection, "session.opened", actor=ACTOR, target=target, detail={"kind": "token"})
     return Reading(session, position, now)
 
 

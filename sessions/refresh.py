@@ -20,6 +20,9 @@ WINDOW = 10.0
 SLACK = 2.5
 """How far two processes' readings of one clock may lie apart: they take over steps of up to 2 s."""
 
+FIRST = 1
+"""The counter of a login's first token."""
+
 _PREFIX = "wgr_"  # so that a scanner for leaked secrets can name what it found
 _VERSION = b"\x01"
 _MAC_LABEL = b"wardgate refresh token\x00"

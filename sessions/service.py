@@ -8,7 +8,7 @@ What a session *is* stands in `model`, the SQL in `store`, refresh tokens in `re
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -25,7 +25,19 @@ from sessions.batches import Batch
 from sessions.cache import Cache
 from sessions.errors import RefreshRefused, SessionEnded, Stale, Unavailable, translated
 from sessions.external import External, text
-from sessions.model import DISABLED, EXPIRED, REPLACED, REVOKED, Ended, Kind, Reading, Session, Standing
+from sessions.model import (
+    DISABLED,
+    EXPIRED,
+    REPLACED,
+    REVOKED,
+    Ended,
+    Kind,
+    Position,
+    Reading,
+    Session,
+    Standing,
+    Subject,
+)
 from sessions.refresh import Generation, Presented
 from sessions.revocations import Again, Entry, Revocations, Verdict, Writing
 
@@ -67,6 +79,25 @@ class Actor(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         return f"user:{self.subject}"
+
+
+def new_session(
+    subject: Subject, kind: str, born: Position, policy: Policy, *, now: float, wall: float, device: str, address: str
+) -> Session:
+    """A session that begins at `now` (the database's clock) and `born` (the head that its transaction read)."""
+    return Session(
+        ids.new_sid(wall),
+        subject,
+        kind,
+        "",
+        born.seq,
+        created_at=now,
+        last_seen_at=now,
+        expires_at=now + policy.absolute,
+        idle=policy.idle,
+        device=text(device),
+        address=text(address),
+    )
 
 
 class Sessions:
@@ -140,7 +171,7 @@ class Sessions:
         subject: str,
         *,
         credential_version: int,
-        kind: str,
+        kind: Literal["cookie", "token"],
         device: str = "",
         address: str = "",
         aal: int = 1,
@@ -148,74 +179,59 @@ class Sessions:
     ) -> Opened:
         """A login, in the caller's transaction (2a): subject locked, version and state demanded, then the head read.
 
-        `kind` is "cookie" or "token". The cap is exact: what goes beyond `max_per_user` of the user's own logins ends
+        The cap is exact: what goes beyond `max_per_user` of the user's own logins ends
         with 4503, oldest first, and so does `replaces`, the session of the cookie that came with the login. Raises
         Stale when the subject is gone or its version is another by now, SessionEnded (4502) when it is disabled.
         """
         with translated():
-            user = await store.subject(writing.connection, subject, lock=True)
-            if user is None or user.credential_version != credential_version:
-                raise Stale
-            if not user.active:
-                raise SessionEnded(Ended(DISABLED))
+            user = await self._verified(writing.connection, subject, credential_version)
             position = await writing.head()
-            now = self._revocations.database_now()
+            now = self.now()
             replaced = await self._make_room(writing, subject, replaces, now)
-            sid, key = ids.new_sid(self._clock.wall()), refresh.new_key()
-            secret = ids.new_secret() if kind == "cookie" else ""
-            session = Session(
-                sid,
-                user,
-                kind,
-                "",
-                position.seq,
-                now,
-                now,
-                now + self._policy.absolute,
-                self._policy.idle,
-                text(device),
-                text(address),
+            session = new_session(
+                user, kind, position, self._policy, now=now, wall=self._clock.wall(), device=device, address=address
             )
+            secret = ids.new_secret() if kind == "cookie" else ""
+            key = refresh.new_key() if kind == "token" else b""
             await store.insert_login(
                 writing.connection,
-                store.Login(
-                    sid,
-                    subject,
-                    kind,
-                    position.seq,
-                    ids.secret_hash(secret),
-                    self._sealer.seal(key, sid) if kind == "token" else None,
-                    session.device,
-                    session.address,
-                    now,
-                    self._policy.absolute,
-                    self._policy.idle,
-                    aal,
-                ),
+                session,
+                secret_hash=ids.secret_hash(secret),
+                sealed_key=self._sealer.seal(key, session.sid) if key else None,
+                aal=aal,
             )
-            await audit.append(
-                writing.connection,
-                "session.opened",
-                actor=f"user:{subject}",
-                target=f"session:{sid}",
-                sid=sid,
-                address=session.address,
-                detail={"kind": kind, "replaced": replaced},
-            )
-        token = refresh.write(key, sid, 1) if kind == "token" else ""
+            await self._audit_login(writing.connection, session, replaced)
+        token = refresh.write(key, session.sid, refresh.FIRST) if key else ""
         return Opened(Reading(session, position, now), secret, token, tuple(replaced))
 
+    async def _verified(self, connection: Connection, subject: str, credential_version: int) -> Subject:
+        user = await store.subject(connection, subject, lock=True)
+        if user is None or user.credential_version != credential_version:
+            raise Stale
+        if not user.active:
+            raise SessionEnded(Ended(DISABLED))
+        return user
+
     async def _make_room(self, writing: Writing, subject: str, replaces: str, now: float) -> list[str]:
-        replaced = []
-        if replaces:
-            old = (await store.by_sids(writing.connection, [replaces])).get(replaces)
-            if old is not None and old.session.over(now) is None:
-                replaced.append(replaces)
-        surplus = await store.surplus(writing.connection, subject, keep=self._policy.max_per_user - 1, now=now)
-        replaced += [sid for sid in surplus if sid != replaces]
+        """Append the ends of what the new session takes the place of; the sids."""
+        old = (await store.by_sids(writing.connection, [replaces])).get(replaces) if ids.is_sid(replaces) else None
+        replaced = [replaces] if old is not None and old.session.over(now) is None else []
+        but, keep = "".join(replaced), self._policy.max_per_user - 1
+        replaced += await store.surplus(writing.connection, subject, but=but, keep=keep, now=now)
         for sid in replaced:
             writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REPLACED))
         return replaced
+
+    async def _audit_login(self, connection: Connection, session: Session, replaced: Sequence[str]) -> None:
+        await audit.append(
+            connection,
+            "session.opened",
+            actor=f"user:{session.subject.id}",
+            target=f"session:{session.sid}",
+            sid=session.sid,
+            address=session.address,
+            detail={"kind": session.kind, "replaced": replaced},
+        )
 
     # -- reading
 
@@ -300,7 +316,7 @@ class Sessions:
         return await store.meet(
             connection,
             sights,
-            now=self._revocations.database_now(),
+            now=self.now(),
             absolute=self._policy.absolute,
             idle=self._policy.idle,
         )
@@ -314,7 +330,7 @@ class Sessions:
     def judge(self, reading: Reading) -> Verdict:
         """Whether this session is over now: by what was read, by the clock, and by memory since. None: live."""
         session = reading.session
-        ended = session.over(self._revocations.database_now())
+        ended = session.over(self.now())
         if ended is not None:
             return ended
         return self._revocations.judge(session.sid, session.subject.id, session.born, reading.position)
@@ -377,7 +393,7 @@ class Sessions:
             raise SessionEnded(verdict)
         if verdict is Again.BELOW_FLOOR:
             raise Problem("frozen", retry_after=1)
-        now = self._revocations.database_now()
+        now = self.now()
         match refresh.judge(presented.counter, row.generation, client, now):
             case refresh.Verdict.RENEW:
                 return await self._next(writing.connection, row, key, Generation(presented.counter + 1, now, client))
@@ -406,7 +422,7 @@ class Sessions:
             detail={"user": session.subject.id, "presented": presented.counter, "current": row.generation.counter},
         )
         log.warning("refresh_token_reuse", sid=session.sid, user=session.subject.id)
-        return Ended(REVOKED, "token_reuse", at=self._revocations.database_now())
+        return Ended(REVOKED, "token_reuse", at=self.now())
 
     def _unsealed(self, row: store.Renewable | None, sid: str) -> bytes:
         if row is None or row.sealed_key is None:
@@ -438,7 +454,7 @@ class Sessions:
     ) -> tuple[list[Session], store.Cursor | None]:
         """Live sessions, newest first, and the cursor of the next page."""
         with translated():
-            return await store.page(self._pool, by, now=self._revocations.database_now(), limit=limit, after=after)
+            return await store.page(self._pool, by, now=self.now(), limit=limit, after=after)
 
     async def of_subject(self, subject: str) -> Sequence[Session]:
         """The user's live sessions, newest first, at most 200."""
@@ -448,7 +464,7 @@ class Sessions:
     async def count(self, subject: str = "") -> int:
         """How many sessions are live, of one subject or of all."""
         with translated():
-            return await store.count_live(self._pool, now=self._revocations.database_now(), subject=subject)
+            return await store.count_live(self._pool, now=self.now(), subject=subject)
 
     async def end_one(self, by: Actor, sid: str) -> bool:
         """End one of the actor's own sessions; False when there is none such. Ending what is over changes nothing."""
@@ -489,9 +505,7 @@ class Sessions:
         with translated():
             async with self._revocations.writing(actor=by.name) as writing:
                 await store.subject(writing.connection, by.subject, lock=True)
-                live = await store.lock_live(
-                    writing.connection, by.subject, now=self._revocations.database_now(), limit=ENDED_AT_ONCE
-                )
+                live = await store.lock_live(writing.connection, by.subject, now=self.now(), limit=ENDED_AT_ONCE)
                 await writing.require_live(by.sid)
                 yield writing, live
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from config.database import Connection, Pool
 from sessions.ids import is_sid
 from sessions.model import Ended, Position, Reading, Session, Subject
-from sessions.refresh import Generation
+from sessions.refresh import FIRST, Generation
 
 Executor = Connection | Pool
 
@@ -204,46 +204,46 @@ WHERE {_LIVE} AND ($2::text = '' OR s.subject = $2)
 # -- logins
 
 
-async def surplus(connection: Connection, subject: str, *, keep: int, now: float) -> list[str]:
-    """The live logins of a locked subject beyond the newest `keep`, oldest last. External sessions are not logins here:
-    their issuer counts them."""
-    return [record["sid"] for record in await connection.fetch(_SURPLUS, now, subject, keep)]
+async def surplus(connection: Connection, subject: str, *, but: str, keep: int, now: float) -> list[str]:
+    """The live logins of a locked subject beyond the newest `keep`, oldest last; `but` is not counted. External
+    sessions are no logins here: their issuer counts them."""
+    return [record["sid"] for record in await connection.fetch(_SURPLUS, now, subject, keep, but)]
 
 
 _SURPLUS = f"""
 SELECT s.sid FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
-WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external'
+WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external' AND s.sid <> $4
 ORDER BY s.born DESC, s.created_at DESC, s.sid DESC OFFSET $3::bigint
 """  # noqa: S608 - constants of this module
 
 
-class Login(NamedTuple):
-    """A row to insert, as `insert_login` takes it."""
-
-    sid: str
-    subject: str
-    kind: str
-    born: int
-    secret_hash: bytes | None
-    refresh_key: bytes | None
-    device: str
-    address: str
-    now: float
-    absolute: float
-    idle: float
-    aal: int
-
-
-async def insert_login(connection: Connection, login: Login) -> None:
-    """A new session of our own; its refresh tokens start at generation 1."""
-    await connection.execute(_INSERT_LOGIN, *login)
+async def insert_login(
+    connection: Connection, session: Session, *, secret_hash: bytes | None, sealed_key: bytes | None, aal: int
+) -> None:
+    """A new session of our own; with a key for refresh tokens these start at generation 1."""
+    await connection.execute(
+        _INSERT_LOGIN,
+        session.sid,
+        session.subject.id,
+        session.kind,
+        session.born,
+        secret_hash,
+        sealed_key,
+        FIRST if sealed_key else 0,
+        session.device,
+        session.address,
+        session.created_at,
+        session.expires_at,
+        session.idle,
+        aal,
+    )
 
 
 _INSERT_LOGIN = """
 INSERT INTO sessions (sid, subject, kind, born, secret_hash, refresh_key, refresh_counter, device, address,
                       created_at, last_seen_at, auth_time, expires_at, idle_seconds, aal)
-VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $6::bytea IS NULL THEN 0 ELSE 1 END, $7, $8,
-        to_timestamp($9), to_timestamp($9), to_timestamp($9), to_timestamp($9::float8 + $10::float8), $11, $12)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10), to_timestamp($10), to_timestamp($10),
+        to_timestamp($11), $12, $13)
 """
 
 

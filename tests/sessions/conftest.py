@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import pytest
@@ -54,7 +54,9 @@ class Logins:
             await store.create_subject(self._pool, id, roles)
         return id
 
-    async def __call__(self, user: str = "alice", kind: str = "cookie", version: int = 1, **more: Any) -> Opened:
+    async def __call__(
+        self, user: str = "alice", kind: Literal["cookie", "token"] = "cookie", version: int = 1, **more: Any
+    ) -> Opened:
         """`more`: device, address, replaces."""
         await self.user(user)
         async with self._revocations.writing(actor="test") as writing:

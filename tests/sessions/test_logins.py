@@ -171,7 +171,13 @@ async def test_a_login_replaces_the_session_of_the_cookie_it_came_with(login: Lo
     assert again.replaced == ()
 
 
-@pytest.mark.parametrize("replaces", ["nobody", "", METACHARACTERS])
+async def test_the_session_that_is_replaced_makes_the_room(login: Logins, pool: asyncpg.Pool) -> None:
+    sids = [(await login()).reading.session.sid for _ in range(5)]
+    assert (await login(replaces=sids[3])).replaced == (sids[3],)
+    assert await live(pool) == 5
+
+
+@pytest.mark.parametrize("replaces", ["nobody", "", METACHARACTERS, "\x00"])
 async def test_replacing_what_is_not_there_replaces_nothing(login: Logins, replaces: str) -> None:
     assert (await login(replaces=replaces)).replaced == ()
 
