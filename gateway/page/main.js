@@ -4,6 +4,7 @@ import { Connection } from "/page/wire.js";
 
 const $ = (id) => document.getElementById(id);
 const ROOM = "chat:lobby";
+const COUNTED = 1_500; // counts of connections may be a second old
 const connection = new Connection(location.origin.replace("http", "ws") + "/connection/websocket");
 const present = new Map();
 let me = null;
@@ -59,6 +60,8 @@ function button(label, action, kind = "") {
   element.addEventListener("click", action);
   return element;
 }
+
+const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
 const ago = (time) => {
   const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
@@ -176,6 +179,7 @@ connection.addEventListener("connected", async () => {
     present.clear();
     for (const info of Object.values(presence)) present.set(info.client, info.user);
     drawPresent();
+    setTimeout(() => me && refresh(), COUNTED);
   } catch (error) {
     note(`The room cannot be entered: ${error.message}`);
   }
@@ -309,9 +313,9 @@ $("revoke").addEventListener("submit", async (event) => {
   text("revoke-error", "");
   $("receipt").hidden = true;
   try {
-    const count = await ask("POST", "/admin/revocations", { ...body, dry_run: true });
-    pending = { ...body, confirm: count.confirm };
-    text("dry-text", `This ends ${count.sessions} sessions of ${count.users} users and closes ${count.connections} connections.`);
+    const dry = await ask("POST", "/admin/revocations", { ...body, dry_run: true });
+    pending = { ...body, confirm: dry.confirm };
+    text("dry-text", `This ends ${count(dry.sessions, "session")} of ${count(dry.users, "user")} and closes ${count(dry.connections, "connection")}.`);
     $("dry").hidden = false;
     $("revoke-now").focus();
   } catch (error) {

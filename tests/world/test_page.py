@@ -149,7 +149,7 @@ async def test_an_admin_counts_revokes_and_reads_the_receipt(one_worker: World, 
     await admin.get_by_label("User id").fill(user)
     await admin.get_by_label("Reason").fill("account taken over")
     await admin.get_by_role("button", name="Count first").click()
-    await expect(admin.locator("#dry-text")).to_contain_text("This ends 2 sessions of 1 users")
+    await expect(admin.locator("#dry-text")).to_contain_text("This ends 2 sessions of 1 user and closes 1 connection.")
     await admin.get_by_role("button", name="Revoke", exact=True).click()
     await expect(victim.get_by_text("Reason: account taken over.")).to_be_visible()
     await expect(admin.locator("#receipt-state")).to_contain_text("Confirmed by every node")
