@@ -357,8 +357,8 @@ class Sessions:
             session.subject.id,
             session.born,
             reading.position,
-            session.kind,
             **{
+                "kind": session.kind,
                 "roles": session.subject.roles,
                 "issuer": session.issuer,
                 "expires_at": session.expires_at,
