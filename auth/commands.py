@@ -273,19 +273,15 @@ async def rotate(
     """Sign with the next key from now on. What the one before signed stays good until it expires."""
     async with database(common) as (settings, pool), pool.acquire() as connection:
         sealer, algorithm = signing.key_sealer(settings.sessions), settings.auth.access_token_algorithm
-        try:
-            async with connection.transaction():
-                if discard:
-                    kid: str | None = await signing.discard(connection, sealer, algorithm)
-                else:
-                    await signing.ensure(connection, sealer, algorithm)
-                    kid = await signing.rotate(connection, sealer, algorithm, now=now)
-                    await signing.retire(connection, settings.auth.access_token_ttl)
-                await audit.append(
-                    connection, "signing_key.rotated", actor=ACTOR, detail={"kid": kid, "discard": discard}
-                )
-        except (signing.RotationRefused, signing.KeysUnreadable) as refused:
-            raise Failure(str(refused)) from None
+        async with connection.transaction():
+            if discard:
+                kid: str | None = await signing.discard(connection, sealer, algorithm)
+            else:
+                await signing.ensure(connection, sealer, algorithm)
+                kid = await signing.rotate(connection, sealer, algorithm, now=now)
+                await signing.retire(connection, settings.auth.access_token_ttl)
+            detail = {"kid": kid, "discard": discard}
+            await audit.append(connection, "signing_key.rotated", actor=ACTOR, detail=detail)
     if kid is None:
         raise Failure(f"a next key of the new algorithm was published; rotate again in {signing.KNOWN_AFTER:.0f} s")
     show({"kid": kid}, as_json=common.json)
@@ -300,10 +296,7 @@ async def retire(
 ) -> None:
     """Refuse what retiring keys signed, and destroy their private halves."""
     async with database(common) as (settings, pool), pool.acquire() as connection, connection.transaction():
-        try:
-            gone = await signing.retire(connection, settings.auth.access_token_ttl, kid or None, now=now)
-        except signing.RotationRefused as refused:
-            raise Failure(str(refused)) from None
+        gone = await signing.retire(connection, settings.auth.access_token_ttl, kid or None, now=now)
         await audit.append(connection, "signing_key.retired", actor=ACTOR, detail={"kids": gone})
     show({"retired": gone}, as_json=common.json)
 

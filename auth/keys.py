@@ -6,7 +6,9 @@
 verifies until what it signed has expired; `retired` is refused and its private half is gone. Private keys are sealed;
 the public key is derived from the private one, so that no one who can merely write the table can plant a key.
 
-    KeysUnreadable   the table's keys were sealed with a secret that this process does not have
+    Failure                 (config.errors)
+    ├── KeysUnreadable      the table's keys were sealed with a secret that this process does not have
+    └── RotationRefused     it would refuse tokens that are good
 """
 
 import asyncio
@@ -28,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from config.clock import Clock
 from config.database import Connection, Pool
+from config.errors import Failure
 from config.sealing import Sealer, Unsealable
 from config.settings import Sessions
 
@@ -43,7 +46,7 @@ MARGIN = 60.0  # s beyond the last token's life until a retiring key may go
 _LOCK = 0x77676B65  # advisory: one process at a time makes or moves keys
 
 
-class KeysUnreadable(Exception):
+class KeysUnreadable(Failure):
     """Start again with the secret in sessions.previous_secret_keys, or begin anew: `run.py keys rotate --discard`."""
 
     def __init__(self) -> None:
@@ -231,7 +234,7 @@ async def _make(connection: Connection, sealer: Sealer, algorithm: str, state: S
     return kid
 
 
-class RotationRefused(Exception):
+class RotationRefused(Failure):
     """It would refuse tokens that are good. The text says when it would not."""
 
 

@@ -315,19 +315,16 @@ def test_sec_30_a_public_key_is_no_shared_secret() -> None:
     both.refused(signed + "." + base64.urlsafe_b64encode(mac).rstrip(b"=").decode())
 
 
-@pytest.mark.parametrize(
-    ("option", "text"),
-    [
+def test_a_key_that_cannot_be_used_is_said_at_once() -> None:
+    for option, text in (
         ("rsa_public_key", "nonsense"),
         ("rsa_public_key", pem(P256)),
         ("ecdsa_public_key", pem(RSA)),
         ("ecdsa_public_key", pem(ec.generate_private_key(ec.SECP256K1()))),
         ("rsa_public_key", pem(rsa.generate_private_key(65537, 1024))),  # noqa: S505 - it is refused
-    ],
-)
-def test_a_key_that_cannot_be_used_is_said_at_once(option: str, text: str) -> None:
-    with pytest.raises(BadKey):
-        Bench(token={option: text})
+    ):
+        with pytest.raises(BadKey):
+            Bench(token={option: text})
 
 
 # -- key sets

@@ -56,24 +56,22 @@ def test_sec_03_more_than_1024_bytes_and_nul_are_refused() -> None:
     assert bounded("password", "") == ""  # wrong, and not malformed
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
+def test_sec_03_a_damaged_hash_is_wrong_and_nothing_worse() -> None:
+    good = hasher.hash("right")
+    for stored in (
         "",
         "x",
         "$2b$12$",
-        hasher.hash("right")[:-1],
-        hasher.hash("right") + "x",
-        "00000000" + hasher.hash("right")[8:],  # a pepper that nobody knows
-        hasher.hash("right")[:8] + "$2b$31$" + hasher.hash("right")[15:],  # would take days
-        hasher.hash("right")[:8] + "$2x$04$" + hasher.hash("right")[15:],
-        hasher.hash("right").replace("$2b$04$", "$2b$00$"),
+        good[:-1],
+        good + "x",
+        "00000000" + good[8:],  # a pepper that nobody knows
+        good[:8] + "$2b$31$" + good[15:],  # would take days
+        good[:8] + "$2x$04$" + good[15:],
+        good.replace("$2b$04$", "$2b$00$"),
         "é" * 68,
         "\x00" * 68,
-    ],
-)
-def test_sec_03_a_damaged_hash_is_wrong_and_nothing_worse(stored: str) -> None:
-    assert hasher.check(stored, "right") == Verdict(False)
+    ):
+        assert hasher.check(stored, "right") == Verdict(False), stored
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
