@@ -199,8 +199,6 @@ def main(app: cyclopts.App, arguments: Sequence[str]) -> int:
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         say(f"error: {type(error).__name__}: {error}")
         return FAILED
-    except KeyboardInterrupt:
-        return 130
     return result if isinstance(result, int) and not isinstance(result, bool) else DONE
 
 

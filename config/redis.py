@@ -445,13 +445,14 @@ class Bus(_Kept):
         error = asked.exception()
         if link is not self._link:
             return
-        if isinstance(error, Unavailable):
-            self._asked.difference_update(entries)
-            for key in entries:
-                if self._names.get(key) is not entries[key]:
-                    self._change(key)
-        for entry in entries.values():
-            entry.settle(error if isinstance(error, Unavailable) else None)
+        if not isinstance(error, Unavailable):
+            for entry in entries.values():
+                entry.settle(None)
+            return
+        for key, entry in entries.items():  # who left and came back meanwhile rode on the same SUBSCRIBE
+            self._asked.discard(key)
+            entry.settle(error)
+            self._names.get(key, entry).settle(error)
 
     async def _prepare(self, link: Link, greeting: Greeting) -> None:
         self._asked = set()

@@ -232,14 +232,14 @@ class _Server:
             self.stop()
         raise ServerError(f"{self.name} did not start; the end of {self.log}:\n{_tail(self.log)}")
 
-    def _wait_for_predecessor(self, pidfile: Path) -> None:
-        """A server of the same folder whose parent was killed is still stopping: let it, or stop it."""
+    def _stop_predecessor(self, pidfile: Path) -> None:
+        """A server of the same folder whose parent was killed may still be stopping: see to it that it does."""
         end = time.monotonic() + STOP_TIMEOUT
         told = False
         while (pid := _pid_in(pidfile)) and str(self.folder) in _command(pid):
             if time.monotonic() > end:
                 raise ServerError(f"{self.name} (pid {pid}) still runs in {self.folder}")
-            if not told and time.monotonic() > end - STOP_TIMEOUT / 2:
+            if not told:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, self._stop_signals[0][0])
                 told = True
@@ -277,7 +277,7 @@ class Postgres(_Server):
 
     def start(self) -> None:
         """Start it; returns when it takes connections. ServerError has the end of the log."""
-        self._wait_for_predecessor(self._data / "postmaster.pid")
+        self._stop_predecessor(self._data / "postmaster.pid")
         if not self._made.exists():
             self._make()
         self._start(self._port, self._launch_on, self._ready)
@@ -379,7 +379,7 @@ class Valkey(_Server):
 
     def start(self) -> None:
         """Start it; returns when it answers. ServerError has the end of the log."""
-        self._wait_for_predecessor(self.folder / "valkey.pid")
+        self._stop_predecessor(self.folder / "valkey.pid")
         self._start(self._port, self._launch_on, self._ready)
 
     def _launch_on(self, port: int) -> None:

@@ -227,8 +227,8 @@ class Sessions(Section):
     secret_key: Secret = Secret("")
     previous_secret_keys: list[Secret] = []
     max_per_user: Annotated[int, Field(ge=1, le=1000)] = 20
-    idle: Seconds = 14 * 86400.0
-    absolute: Seconds = 90 * 86400.0
+    idle: Annotated[Seconds, Field(gt=0)] = 14 * 86400.0
+    absolute: Annotated[Seconds, Field(gt=0)] = 90 * 86400.0
     policy: Literal["freeze", "serve"] = "freeze"
     hold: Seconds = 15.0
     max_hold: Seconds = 600.0

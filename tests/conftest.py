@@ -37,6 +37,15 @@ def server_place() -> Iterator[Place]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder for servers of one test's own: uid 65534 can pass through it, unlike through pytest's own folders."""
+    folder = Path(tempfile.mkdtemp(prefix="wardgate-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def guardian() -> Iterator[Guardian]:
     """Ends the servers even when the test process is killed."""

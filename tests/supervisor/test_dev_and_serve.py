@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import stat
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +104,9 @@ async def status_of(url: str) -> int:
 
 
 @pytest.fixture
-def data() -> Iterator[Path]:
-    """A data folder that another user can reach: pytest's own are closed."""
-    folder = Path(tempfile.mkdtemp(prefix="wardgate-test-"))
-    folder.chmod(0o711)
-    yield folder / "data"
-    shutil.rmtree(folder, ignore_errors=True)
+def data(open_folder: Path) -> Path:
+    """A data folder that is not there yet."""
+    return open_folder / "data"
 
 
 def dev(data: Path, *more: str, port: int = 0) -> tuple[str, ...]:
