@@ -15,7 +15,7 @@ from gateway.busframe import Kind
 from gateway.history import History
 from gateway.keys import Keys
 from gateway.protocol.commands import ClientInfo, Publication, StreamPosition
-from tests.broker.conftest import Heard, Server, Signal, Wire
+from tests.broker.conftest import PATIENCE, Heard, Server, Signal, Wire
 
 PREFIX = "test"
 KEYS = Keys(PREFIX)
@@ -193,6 +193,7 @@ async def test_echo_does_not_wait_where_nobody_listens(broker: Broker, bus: Bus)
 async def test_echo_ends_when_the_bus_is_lost_or_its_time_is_over(
     server: Server, wire: OpenWire, open_pipe: OpenPipe, open_bus: OpenBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(broker_module, "ECHO_TIMEOUT", 60.0)
     line = await wire(server.port)
     bus = await open_bus(f"redis://:wardgate@127.0.0.1:{line.port}")
     broker = Broker(await open_pipe(server.url), bus, prefix=PREFIX, node="1" * 32)
@@ -212,13 +213,15 @@ async def test_echo_ends_when_the_bus_is_lost_or_its_time_is_over(
     assert await broker.publish("c", b"x", echo=True) is None
 
 
-async def test_an_echo_comes_though_the_hub_failed(broker: Broker) -> None:
+async def test_an_echo_comes_though_the_hub_failed(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "ECHO_TIMEOUT", 60.0)
+
     def fail(channel: str, publication: Publication) -> None:
         raise RuntimeError("a hub")
 
     broker.on_publication = fail
     await broker.subscribe("c")
-    async with asyncio.timeout(broker_module.ECHO_TIMEOUT / 2):
+    async with asyncio.timeout(PATIENCE):
         await broker.publish("c", b"x", echo=True)
 
 

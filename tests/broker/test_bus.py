@@ -1,12 +1,13 @@
 """Bus on a real Valkey: what is heard, in which order, and what is left after each kind of loss."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
 from config.clock import boottime
 from config.redis import Bus, Pipe, Unavailable
+from config.resp import Link
 from tests.broker.conftest import PATIENCE, Heard, Server, Signal, Wire
 
 OpenPipe = Callable[..., Awaitable[Pipe]]
@@ -156,6 +157,27 @@ async def test_names_that_left_during_the_loss_are_not_subscribed_again(
     assert [await listeners(pipe, name) for name in "abc"] == [0, 1, 1]
 
 
+async def test_names_that_leave_while_all_are_subscribed_again_are_not_kept(
+    bus: Bus, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    await asyncio.gather(*(bus.subscribe(name, heard) for name in "ab"))
+    _, back = watch(bus)
+    ask = bus._ask
+
+    def ask_and_leave(link: Link, names: Sequence[bytes]) -> "asyncio.Future[object]":
+        asked = ask(link, names)
+        bus.unsubscribe("a")
+        return asked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bus, "_ask", ask_and_leave)
+        bus.reset("test")
+        await back.wait()
+    await bus.subscribe("fence", heard)
+    assert [await listeners(pipe, name) for name in "ab"] == [0, 1]
+
+
 async def test_subscribe_while_away_raises_and_leaves_nothing(server: Server, open_bus: OpenBus) -> None:
     bus = await open_bus(server.url)
     gone, back = watch(bus)
@@ -249,9 +271,22 @@ async def test_a_name_that_is_not_permitted_is_refused_and_others_are_not(
     with pytest.raises(Unavailable, match="NOPERM"):
         await bus.subscribe("theirs", heard)
     assert bus.connected
+    for steps in range(6):  # also one that leaves and comes back before the refusal is here
+        first = asyncio.create_task(bus.subscribe("theirs", heard))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        first.cancel()
+        second = asyncio.create_task(bus.subscribe("theirs", heard))
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(outcomes[1], Unavailable)
+        assert not bus.hears("theirs")
     await bus.subscribe("mine:b", heard)
     await pipe.call("PUBLISH", "mine:b", "x")
     assert await heard.until(1) == [b"x"]
+    await pipe.call("ACL", "SETUSER", "w", "allchannels")
+    await bus.subscribe("theirs", heard)
+    assert await pipe.call("PUBLISH", "theirs", "y") == 1
+    assert await heard.until(2) == [b"x", b"y"]
 
 
 async def test_close_forgets_all_and_calls_nobody(redis_url: str, pipe: Pipe) -> None:

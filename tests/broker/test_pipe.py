@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from config import redis as redis_module
 from config.clock import boottime
 from config.redis import Pipe, Refused, Run, Script, Unavailable, open_commands
+from config.resp import Greeting, Link
 from tests.broker.conftest import PATIENCE, Server, Signal, Wire
 
 OpenPipe = Callable[..., Awaitable[Pipe]]
@@ -217,6 +219,26 @@ async def test_a_cut_connection_is_made_again(server: Server, wire: OpenWire, op
     assert pipe.losses == 3
 
 
+async def test_a_connection_that_ends_while_it_is_prepared_is_not_taken_into_use(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, prepare, attempts = Pipe(redis_url), Pipe._prepare, 0
+    back = restored(pipe)
+
+    async def prepare_in_vain(self: Pipe, link: Link, greeting: Greeting) -> None:
+        nonlocal attempts
+        attempts += 1
+        await prepare(self, link, greeting)
+        if attempts == 1:
+            link.connection_lost(None)
+
+    monkeypatch.setattr(Pipe, "_prepare", prepare_in_vain)
+    await pipe.start(PATIENCE)
+    assert (attempts, back.times) == (2, 1)
+    assert await pipe.call("PING") == b"PONG"
+    await pipe.close()
+
+
 async def test_script_flush_is_not_noticed(pipe: Pipe) -> None:
     assert await pipe.run(COUNT, ["n"], [1]) == 1
     await pipe.call("SCRIPT", "FLUSH")
@@ -225,7 +247,10 @@ async def test_script_flush_is_not_noticed(pipe: Pipe) -> None:
     assert await pipe.batch([Run(COUNT, ["n"], [1]), Run(COUNT, ["n"], [1])]) == [7, 8]
 
 
-async def test_a_server_that_becomes_a_replica_is_left(open_server: Callable[[], Server], open_pipe: OpenPipe) -> None:
+async def test_a_server_that_becomes_a_replica_is_left(
+    open_server: Callable[[], Server], open_pipe: OpenPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "BEAT", 3600.0)  # the first write that is refused must be enough
     server, other = open_server(), open_server()
     pipe = await open_pipe(server.url)
     gone, back = lost(pipe), restored(pipe)

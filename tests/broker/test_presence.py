@@ -77,6 +77,13 @@ async def test_whose_time_is_over_is_gone_from_everything(presence: Presence, pi
     assert await presence.get("c") == {}
 
 
+async def test_the_dead_are_taken_out_by_those_who_prolong(presence: Presence, pipe: Pipe) -> None:
+    await presence.add("c", "dead", person("dead"))
+    await pass_time(pipe, "c", "dead")
+    await presence.prolong({"c": {"alive": person("alive")}})
+    assert await pipe.call("HKEYS", KEYS.channel("c").presence) == [b"alive"]
+
+
 async def test_a_channel_that_nobody_prolongs_vanishes_as_a_whole(pipe: Pipe) -> None:
     presence = Presence(pipe, prefix=PREFIX, ttl=0.03)
     await presence.add("c", "c1", person("c1"))

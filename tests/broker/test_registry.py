@@ -130,6 +130,20 @@ async def test_a_restart_of_redis_is_repaired(server: Server, open_pipe: OpenPip
     assert await b.connections(["s1", "s2"]) == {"s1": 1, "s2": 1}
 
 
+async def test_what_could_not_be_told_is_told_later(open_registry: OpenRegistry, pipe: Pipe) -> None:
+    a, b = await open_registry("a"), await open_registry("b")
+    back = Signal()
+    pipe.on_restored.append(back)
+    a.opened("s1", "u1")
+    await a.flush()
+    a.opened("s1", "u1")
+    pipe.reset("test")
+    await a.flush()
+    await back.wait()
+    await a.flush()
+    assert await b.connections(["s1"]) == {"s1": 2}
+
+
 async def test_a_node_that_died_is_not_counted_any_more(open_registry: OpenRegistry, pipe: Pipe) -> None:
     a = await open_registry("a")
     dead = Registry(pipe, prefix=PREFIX, node="dead", ttl=0.05)

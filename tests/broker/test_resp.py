@@ -153,6 +153,8 @@ async def test_only_what_was_sent_may_have_run() -> None:
     with pytest.raises(Unavailable) as second:
         await unsent
     assert (first.value.uncertain, second.value.uncertain) == (True, False)
+    link.fail("again")
+    link.connection_lost(OSError("again"))
     assert lost == ["connection closed by the server"]
     assert len(transport.writes) == 1
     with pytest.raises(Unavailable):
