@@ -235,3 +235,22 @@ async def test_disabling_ends_with_4502_and_enabling_does_not_revive(login: Logi
     assert reading.session.ended.code == DISABLED
     new = await login()
     assert sessions.judge(new.reading) is None
+
+
+async def test_F22_a_login_that_is_cancelled_anywhere_is_whole_or_nothing(
+    login: Logins, sessions: Sessions, pool: asyncpg.Pool
+) -> None:
+    await login.user()
+    for turns in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048):
+        attempt = asyncio.ensure_future(login())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+    await login()  # takes the subject's lock: whatever was still committing is done
+    made = await pool.fetchval("SELECT count(*) FROM sessions")
+    assert await pool.fetchval("SELECT count(*) FROM audit WHERE action = 'session.opened'") == made
+    ended = await pool.fetchval("SELECT count(*) FROM revocation_log WHERE kind = 1")
+    assert await live(pool) == min(made, 5)
+    assert ended == max(made - 5, 0)
+    assert len(await sessions.of_subject("alice")) == min(made, 5)

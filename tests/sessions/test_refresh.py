@@ -312,3 +312,18 @@ async def test_below_the_floor_a_refresh_says_frozen_and_changes_nothing(
         await sessions.refresh(opened.refresh_token, ALICE)
     assert refused.value.code == "frozen"
     assert (await row(pool, opened))["refresh_counter"] == 1
+
+
+async def test_F22_a_refresh_that_is_cancelled_anywhere_leaves_a_token_that_renews(
+    sessions: Sessions, opened: Opened, pool: asyncpg.Pool
+) -> None:
+    """Cancelled after ever more turns of the loop: before, in, and after the transaction."""
+    token = opened.refresh_token
+    for turns in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048):
+        attempt = asyncio.ensure_future(sessions.refresh(token, ALICE))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+        token = (await sessions.refresh(token, ALICE)).refresh_token
+    assert not await is_over(sessions, opened)
