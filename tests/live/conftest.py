@@ -6,20 +6,36 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from io import BytesIO
 from typing import Any
 
 import aiohttp
+import asyncpg
 import jwt
 import pytest
+import uvloop
 from aiohttp import web
-from google.protobuf.json_format import MessageToDict, ParseDict
-from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
-from io import BytesIO
+from google.protobuf.json_format import ParseDict
+from google.protobuf.proto import serialize_length_prefixed
 
+from config.servers import Postgres, Valkey
 from config.settings import Settings
 from gateway.app import App, build
 from gateway.protocol import wire_pb2
+from sessions.committer import Deed
+from sessions.model import Kind
+from sessions.revocations import Entry
+from tests.live.wire import from_json, from_protobuf
+
+LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], Any]]:
+    """What touches sockets runs on both loops, the rest on one."""
+    both = item.path.name in ("test_handshake.py", "test_wire.py", "test_slow.py")
+    return LOOPS if both else {"uvloop": LOOPS["uvloop"]}
+
 
 SECRET = "an external issuer's secret of 32 bytes"
 ORIGIN = "http://localhost:8000"
@@ -81,6 +97,10 @@ def with_values(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
 @pytest.fixture
 def live_settings(settings: Settings) -> Settings:
     """The issuer `client.token`, some namespaces."""
+    return lively(settings)
+
+
+def lively(settings: Settings) -> Settings:
     return with_values(
         settings,
         client={"token": {"hmac_secret_key": SECRET}, "allowed_origins": [ORIGIN]},
@@ -96,6 +116,13 @@ def token(user: str = "42", *, ttl: float | None = 3600, key: str = SECRET, **cl
     return jwt.encode(body, key, algorithm="HS256")
 
 
+async def eventually(test: Callable[[], object], timeout: float = 5.0) -> None:
+    """Wait until `test` holds, for what gives no event."""
+    async with asyncio.timeout(timeout):
+        while not test():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 class Raw:
     """One WebSocket: sends frames, hears replies by id and everything else in order."""
 
@@ -108,6 +135,7 @@ class Raw:
         self.code: int | None = None
         self.reason = ""
         self.ids = 0
+        self.connected: dict[str, Any] = {}
         self._changed = asyncio.Condition()
         self._task = asyncio.create_task(self._read())
 
@@ -128,7 +156,7 @@ class Raw:
 
     async def _hear(self, data: str | bytes) -> None:
         self.frames.append(data)
-        for message in _json(data) if isinstance(data, str) else _protobuf(data):
+        for message in from_json(data) if isinstance(data, str) else from_protobuf(data):
             if not message:
                 if self._pong:
                     await self.pong()
@@ -200,27 +228,6 @@ class Raw:
         await self.ws.close()
 
 
-def _json(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.split("\n")]
-
-
-def _protobuf(data: bytes) -> list[dict[str, Any]]:
-    """Replies as JSON would show them: `data` decoded where it is JSON."""
-    stream, out = BytesIO(data), []
-    while stream.tell() < len(data):
-        reply = parse_length_prefixed(wire_pb2.Reply, stream)
-        out.append(_shown(reply))
-    return out
-
-
-def _shown(reply: Any) -> dict[str, Any]:
-    found = MessageToDict(reply, preserving_proto_field_name=True)
-    pub = found.get("push", {}).get("pub")
-    if pub:
-        pub["data"] = json.loads(reply.push.pub.data)
-    return found
-
-
 class Worker:
     """One process's parts, served on a port of its own."""
 
@@ -256,7 +263,7 @@ class Worker:
         connect: dict[str, Any] = {"token": token(user, jti=secrets.token_hex(8), **claims)}
         if subs is not None:
             connect["subs"] = dict(subs)
-        raw.connected = (await raw.ask(connect=connect))["connect"]  # type: ignore[attr-defined]
+        raw.connected = (await raw.ask(connect=connect))["connect"]
         return raw
 
     async def call(
@@ -280,13 +287,10 @@ class Worker:
         assert status == 201, (status, answer)
         return {**answer, "email": body["email"]}
 
-    async def revoke(self, **entry: Any) -> Any:
+    async def revoke(self, **entry: Any) -> None:
         """A row of the log, applied here when this returns."""
-        from sessions.model import Kind
-        from sessions.revocations import Entry
-
         kind = Kind[entry.pop("kind", "session").upper()]
-        return await self.app.revocations.revoke(Entry(kind=kind, **entry))
+        await self.app.revocations.order(Entry(kind=kind, **entry), Deed("tests", "test", ""), known=False)
 
 
 Start = Callable[..., Awaitable[Worker]]
@@ -314,8 +318,6 @@ async def serving(settings: Settings) -> AsyncIterator[Worker]:
 @pytest.fixture
 async def start(live_settings: Settings) -> AsyncIterator[Start]:
     """Start workers: `await start(client={"ping_interval": "1s"})`."""
-    from contextlib import AsyncExitStack
-
     async with AsyncExitStack() as stack:
 
         async def one(**sections: Mapping[str, Any]) -> Worker:
@@ -328,3 +330,25 @@ async def start(live_settings: Settings) -> AsyncIterator[Start]:
 async def worker(start: Start) -> Worker:
     """One worker with the settings of `live_settings`."""
     return await start()
+
+
+@pytest.fixture(scope="session")
+async def shared(postgres_server: Postgres, database_template: str, valkey_server: Valkey) -> AsyncIterator[Worker]:
+    """One worker for all tests that need no settings or state of their own."""
+    name = f"shared_{uuid.uuid4().hex[:12]}"
+    admin = await asyncpg.connect(postgres_server.url)
+    await admin.execute(f"create database {name} template {database_template} strategy file_copy")
+    settings = Settings.model_validate(
+        {
+            "database": {"url": postgres_server.url.removesuffix("/wardgate") + f"/{name}"},
+            "redis": {"url": valkey_server.url, "prefix": name},
+            "http_api": {"key": "test-api-key-0123456789abcdef0123456789"},
+            "sessions": {"secret_key": "test-secret-key-0123456789abcdef0123456789"},
+            "auth": {"bcrypt_cost": 4, "pepper": "test-pepper-0123456789abcdef0123456789"},
+        }
+    )
+    settings = with_values(settings, auth={"register_per_address_per_hour": 0})
+    async with serving(lively(settings)) as worker:
+        yield worker
+    await admin.execute(f"drop database {name} with (force)")
+    await admin.close()

@@ -25,9 +25,7 @@ class FakePeer(Peer):
     __slots__ = ("ended", "last", "listened", "log", "room", "wrote")
 
     def __init__(self, hub: Hub, id: str, encoding: Any = TEXT, room: int = 1_000_000) -> None:
-        super().__init__(
-            id, address="10.0.0.1", handshake=None, stale_at=hub.clock() + 10, hub=hub, encoding=encoding
-        )
+        super().__init__(id, address="10.0.0.1", handshake=None, stale_at=hub.clock() + 10, hub=hub, encoding=encoding)
         self.wrote: list[bytes] = []
         self.log: list[str] = []
         self.last = b""

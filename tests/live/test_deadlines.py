@@ -1,6 +1,7 @@
 """One heap and one wheel for all peers."""
 
 import random
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,7 +95,7 @@ def test_the_first_ping_comes_after_half_to_a_whole_interval_then_every_interval
     assert 12.0 <= min(firsts) < 14.0
     assert 23.0 < max(firsts) <= 25.6
     for seen in times.values():
-        gaps = [b - a for a, b in zip(seen, seen[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(seen)]
         assert all(abs(gap - 25.0) < 0.01 for gap in gaps)
 
 

@@ -1,4 +1,4 @@
-"""The hub with a clock and a lease that the test moves: the gate, closing, freezing, fan-out. Letters: docs/revocation.md."""
+"""The hub with a clock and a lease that the test moves. Letters in names are those of docs/revocation.md."""
 
 import asyncio
 import json
@@ -9,10 +9,11 @@ import pytest
 from gateway.client import Flag
 from gateway.flush import CHECK
 from gateway.gate import SLICE
-from gateway.hub import GRACE, Gone
+from gateway.hub import GRACE, Gone, Hub
 from gateway.protocol.codes import FORCE_DISCONNECT, SHUTDOWN
-from gateway.protocol.commands import ClientInfo, Publication
+from gateway.protocol.commands import ClientInfo, Publication, PublishResult
 from sessions.model import Kind, Row
+from tests.live.conftest import eventually
 from tests.live.fakes import FakePeer, World, turns
 from tests.live.wire import messages
 
@@ -39,13 +40,9 @@ def numbers(peer: FakePeer) -> list[int]:
 
 
 def says(peer: FakePeer, number: int) -> None:
-    peer.hub.send(peer, peer.encoding.codec.reply(number, _pong()))  # type: ignore[attr-defined]
-
-
-def _pong() -> object:
-    from gateway.protocol.commands import PublishResult
-
-    return PublishResult()
+    """A reply to `peer`."""
+    assert isinstance(peer.hub, Hub)
+    peer.hub.send(peer, peer.encoding.codec.reply(number, PublishResult()))
 
 
 # -- fan-out
@@ -346,8 +343,7 @@ async def test_8a_whoever_does_not_go_is_aborted_after_250_ms(world: World) -> N
     assert a.ended == "closing"
     loop = asyncio.get_running_loop()
     began = loop.time()
-    while a.ended != "aborted":
-        await asyncio.sleep(0.01)
+    await eventually(lambda: a.ended == "aborted")
     assert 0.2 <= loop.time() - began <= 0.5
 
 
@@ -417,11 +413,9 @@ async def test_8c_the_close_frames_are_spread_while_the_gate_shuts_at_once(world
     assert sum(bool(peer.ended) for peer in peers) < 3
     loop = asyncio.get_running_loop()
     began = loop.time()
-    while not all(peer.ended for peer in peers):
-        await asyncio.sleep(0.01)
+    await eventually(lambda: all(peer.ended for peer in peers))
     assert 0.2 <= loop.time() - began <= 0.8
-    await asyncio.sleep(0.05)
-    assert world.empty == ["c"]
+    await eventually(lambda: world.empty == ["c"])
 
 
 async def test_8c_a_dead_generation_is_not_closed_twice(world: World) -> None:
@@ -429,7 +423,7 @@ async def test_8c_a_dead_generation_is_not_closed_twice(world: World) -> None:
     world.hub.apply(row(Kind.EVERYONE, seq=10, spread_seconds=0.05))
     (waiting,) = [peer for peer in peers if not peer.ended]
     world.hub.lost(waiting)
-    await asyncio.sleep(0.15)
+    await eventually(lambda: len(world.gone) == 2)
     assert waiting.ended == ""
     assert sorted(world.gone) == [peer.id for peer in peers]
 
@@ -594,6 +588,5 @@ async def test_dispersing_serves_whose_turn_has_not_come(world: World) -> None:
     world.hub.publication("c", pub(1))
     await turns(3)
     assert sum(numbers(peer) == [1] for peer in peers) >= 15
-    while not all(peer.ended for peer in peers):
-        await asyncio.sleep(0.01)
+    await eventually(lambda: all(peer.ended for peer in peers))
     assert all(messages(peer.last)[-1] == {"close": [3001, "shutdown"]} for peer in peers)

@@ -85,7 +85,7 @@ class Slices(RuleBasedStateMachine):
         lane.cursor += len(part)
         if lane.cursor >= len(lane.peers):
             lane.frame, lane.cursor = None, 0
-        if not lane.busy:
+        if not self.channel.busy:
             self.channel.get_in_step()
 
     @rule()

@@ -46,9 +46,7 @@ def from_protobuf(data: bytes) -> list[dict[str, Any]]:
     """Replies as JSON would show them: a publication's `data` decoded, since tests publish JSON."""
     stream, out = BytesIO(data), []
     while stream.tell() < len(data):
-        reply = parse_length_prefixed(wire_pb2.Reply, stream)
-        if reply is None:
-            break
+        reply: Any = parse_length_prefixed(wire_pb2.Reply, stream)
         found = MessageToDict(reply, preserving_proto_field_name=True)
         if "pub" in found.get("push", {}):
             found["push"]["pub"]["data"] = json.loads(reply.push.pub.data)
