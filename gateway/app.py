@@ -177,6 +177,8 @@ class App:
             registry=self.registry,
             control=control,
             clock=clock,
+            cookie=self.accounts.cookies.cookie_name,
+            version=VERSION,
         )
         await _started(stack, self.node)
         await _started(stack, self.registry)  # from here on others see the node and ask it: it can answer
