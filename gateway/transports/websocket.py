@@ -221,10 +221,18 @@ class WebSocketTransport:
         self._admit = admit
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """The handshake. Problem: malformed, cross_site, frozen, busy; 426 for another version of the protocol."""
-        key = _handshake_key(request)
+        """The handshake. Problem: malformed, cross_site, frozen, busy; 426 for another version of the protocol.
+
+        What is no clean handshake ends the connection too: what follows on it may not be what it seems.
+        """
+        try:
+            key = _handshake_key(request)
+        except Problem as problem:
+            refusal = problem.response()
+            refusal.force_close()
+            return refusal
         if key is None:
-            return web.Response(status=426, headers={"Sec-WebSocket-Version": "13", "Connection": "close"})
+            return web.Response(status=426, headers={"Sec-WebSocket-Version": "13"})
         secret = self._secret(request)
         if not self._hub.gate.open():
             raise Problem("frozen", retry_after=1)
@@ -296,11 +304,11 @@ def _handshake_key(request: web.Request) -> str | None:
     upgrade = headers.get("Upgrade", "").lower() == "websocket"
     connection = [token.strip().lower() for value in headers.getall("Connection", []) for token in value.split(",")]
     if not upgrade or "upgrade" not in connection:
-        raise Problem("malformed", "this is for WebSocket clients", headers={"Connection": "close"})
+        raise Problem("malformed", "this is for WebSocket clients")
     if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers or request.can_read_body:
-        raise Problem("malformed", "an upgrade has no body", headers={"Connection": "close"})
+        raise Problem("malformed", "an upgrade has no body")
     if len(headers.getall("Host", [])) != 1:
-        raise Problem("malformed", "one Host", headers={"Connection": "close"})
+        raise Problem("malformed", "one Host")
     if headers.get("Sec-WebSocket-Version") != "13":
         return None
     key = headers.get("Sec-WebSocket-Key", "")
@@ -309,7 +317,7 @@ def _handshake_key(request: web.Request) -> str | None:
     except binascii.Error:
         good = False
     if not good:
-        raise Problem("malformed", "Sec-WebSocket-Key", headers={"Connection": "close"})
+        raise Problem("malformed", "Sec-WebSocket-Key")
     return key
 
 
