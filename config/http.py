@@ -8,6 +8,7 @@ description. A handler gets a `Call` (body, query, caller, all validated) and re
     └── Problem          one of PROBLEMS; becomes application/problem+json (RFC 9457)
 """
 
+import functools
 import ipaddress
 import json
 import math
@@ -358,6 +359,8 @@ def decode_query(request: web.Request, kind: type[Q]) -> Q:
     for name, value in request.query.items():
         if name in values:
             raise invalid(name, "given twice")
+        if not value.isprintable():  # NUL, which PostgreSQL does not take, and other control characters
+            raise invalid(name, "printable text")
         values[name] = value
     return _convert(values, kind, strict=False)
 
@@ -430,6 +433,7 @@ def client_address(request: web.Request) -> str:
     return address
 
 
+@functools.lru_cache(maxsize=8192)
 def _plain(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
@@ -439,6 +443,7 @@ def _plain(text: str) -> str | None:
     return str(mapped or address)
 
 
+@functools.lru_cache(maxsize=8192)
 def address_prefix(address: str) -> str:
     """What limits count by: an IPv4 address, or the /64 of an IPv6 one."""
     parsed = ipaddress.ip_address(address)

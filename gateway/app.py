@@ -183,7 +183,9 @@ class App:
         await _started(stack, self.node)
         await _started(stack, self.registry)  # from here on others see the node and ask it: it can answer
         await _started(stack, control)
-        self.sampler = metrics.Sampler([self.node, self.revocations, self.accounts, self.bus, self.lag, self])
+        self.sampler = metrics.Sampler(
+            [self.node, self.revocations, self.sessions, self.accounts, self.bus, self.lag, self]
+        )
         self.web = self._web()
         stack.push_async_callback(_ended, asyncio.create_task(self.lag.watch(), name="loop lag"))
         stack.push_async_callback(_ended, asyncio.create_task(self._sample(), name="metrics"))

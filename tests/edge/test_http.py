@@ -265,7 +265,15 @@ async def test_a_wrong_method_names_the_right_one(client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("query", "status"),
-    [("limit=5", 200), ("limit=0", 422), ("limit=x", 422), ("nope=1", 422), ("limit=1&limit=2", 422)],
+    [
+        ("limit=5", 200),
+        ("limit=0", 422),
+        ("limit=x", 422),
+        ("nope=1", 422),
+        ("limit=1&limit=2", 422),
+        ("after=%00", 422),
+        ("after=a%0ab", 422),
+    ],
 )
 async def test_the_query_is_validated(client: Client, query: str, status: int) -> None:
     assert (await client.get("/page/1?" + query)).status == status
