@@ -5,10 +5,10 @@ that the driver performs, or raises what the client is told instead: Refused (an
 Moments are seconds of the local clock that counts suspend. Whether the connection's session lives is the hub's.
 """
 
-import uuid
 from collections import deque
 from collections.abc import Mapping
 from enum import IntEnum
+from random import SystemRandom
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -95,9 +95,14 @@ class Subscription:
         self.start = 0
 
 
+random = SystemRandom()
+
+
 def new_client_id() -> str:
-    """A connection's public id."""
-    return str(uuid.uuid4())
+    """A connection's public id: a random UUID (RFC 9562, version 4)."""
+    number = random.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62) | 4 << 76 | 2 << 62
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 NO_SUBS: Mapping[str, Any] = MappingProxyType({})
