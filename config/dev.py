@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from config.settings import Namespace, Settings, is_set, with_values
 FOLDER = Path(".wardgate")
 PORT = 8000
 ADMIN = "admin@example.org"
+LEAVING_LIMIT = 15.0
+_LEAVING = b"leaving"
 
 CHAT: dict[str, Any] = {
     "name": "chat",
@@ -120,25 +123,43 @@ class Folder:
     path: Path
     ephemeral: bool = False
     secrets: Secrets = field(init=False)
+    _lock: int = field(init=False, default=-1)
 
     @contextlib.contextmanager
     def held(self) -> Iterator["Folder"]:
-        """Make the folder where needed, lock it, know its secrets; InUse when another process has it."""
+        """Make the folder where needed, lock it, know its secrets; InUse when another process has it.
+
+        One that is `leaving` is waited for: after Ctrl-C a shell is back before the servers have stopped.
+        """
         made = self._make()
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(f"{self.path} is in use by another `run.py dev`: stop it, or give --data another") from None
+            self._take()
             self._info.unlink(missing_ok=True)  # of a process that was killed
             self.secrets = self._known_or_new_secrets()
             yield self
-            self._info.unlink(missing_ok=True)
         finally:
-            os.close(lock)
+            os.close(self._lock)
             if made and self.ephemeral:
                 shutil.rmtree(self.path, ignore_errors=True)
+
+    def _take(self) -> None:
+        end = time.monotonic() + LEAVING_LIMIT
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if os.pread(self._lock, len(_LEAVING), 0) == _LEAVING and time.monotonic() < end:
+                    time.sleep(0.05)
+                    continue
+                raise InUse(f"{self.path} is in use by another `run.py dev`: stop it, or give --data another") from None
+            os.ftruncate(self._lock, 0)
+            return
+
+    def leaving(self) -> None:
+        """It is not ready any more, and its servers are about to stop."""
+        self._info.unlink(missing_ok=True)
+        os.pwrite(self._lock, _LEAVING, 0)
 
     def announce(self, info: Info) -> None:
         """Write dev.json; whoever reads it never sees half of it."""

@@ -134,6 +134,8 @@ class _Development:
             async with contextlib.AsyncExitStack() as stack:
                 if await _unless(stop, self._start(stack)):
                     await self._watch(stop)
+                self._announced = False
+                self._folder.leaving()
                 say("stopping ...")
         return DONE
 

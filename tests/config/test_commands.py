@@ -158,16 +158,22 @@ def test_a_command_takes_the_gateway_that_runs_in_the_folder(tmp_path: Path) -> 
         assert found.sessions.secret_key.get_secret_value() == folder.secrets.secret_key
         with pytest.raises(SettingsError):  # a database of the settings wins, and then everything must be set
             settings_for(common, {"DATABASE_URL": "postgresql://there"})
+        folder.leaving()
+        assert dev.running(tmp_path) is None
     with pytest.raises(SettingsError):
         settings_for(common, {})
 
 
-def test_a_folder_has_one_owner_and_keeps_its_secrets(tmp_path: Path) -> None:
+def test_a_folder_has_one_owner_and_keeps_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new"
     with dev.Folder(path).held() as first:
         with pytest.raises(InUse, match="in use"), dev.Folder(path).held():
             pass
         made = first.secrets
+        first.leaving()
+        monkeypatch.setattr(dev, "LEAVING_LIMIT", 0.1)
+        with pytest.raises(InUse, match="in use"), dev.Folder(path).held():
+            pass
     with dev.Folder(path).held() as second:
         assert second.secrets == made
     assert len({made.secret_key, made.pepper, made.api_key, made.admin_password, made.postgres_password}) == 5

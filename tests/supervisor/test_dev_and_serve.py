@@ -159,6 +159,14 @@ async def test_a_second_on_the_same_folder_is_refused_and_the_first_goes_on(tmp_
         assert await status_of(first.info["url"] + "/who") == 200
 
 
+async def test_a_start_waits_for_one_that_is_stopping(tmp_path: Path, data: Path) -> None:
+    async with run(tmp_path, *dev(data)) as first:
+        first.process.terminate()
+        async with run(tmp_path, *dev(data)) as second:
+            assert first.process.returncode == 0
+            assert await status_of(second.info["url"] + "/who") == 200
+
+
 async def test_nothing_outlives_a_kill_and_the_folder_starts_again(tmp_path: Path, data: Path) -> None:
     async with run(tmp_path, *dev(data)) as command:
         command.process.kill()
