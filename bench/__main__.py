@@ -12,7 +12,6 @@ Exit codes: 0 done, 1 a measure failed (the others are shown), 2 usage.
 import argparse
 import asyncio
 import datetime
-import functools
 import importlib.metadata
 import json
 import os
@@ -54,6 +53,7 @@ def arguments() -> argparse.Namespace:
 def contestants(options: argparse.Namespace, sizes: Sizes) -> dict[str, Callable[[Cores], Server]]:
     """Who takes part, and why others do not."""
     Reference.binary = options.reference or ""
+    Server.ping_seconds = sizes.ping
     absent = {}
     if not options.reference:
         absent["reference"] = "no --reference"
@@ -64,7 +64,6 @@ def contestants(options: argparse.Namespace, sizes: Sizes) -> dict[str, Callable
     for name, why in absent.items():
         say(f"without {name}: {why}")
     makers: dict[str, Callable[[Cores], Server]] = dict(SERVERS)
-    makers["wardgate"] = functools.partial(Wardgate, settings=dict(sizes.settings))
     wanted = options.servers or list(SERVERS)
     return {name: maker for name, maker in makers.items() if name in wanted and name not in absent}
 

@@ -126,9 +126,7 @@ class Stage:
             self.peers.append(peer)
             self.hub.enter(peer)
             self.hub.go_live(peer)
-            sub = Subscription(peer, CHANNEL, 0)
-            sub.start = -1
-            self.hub.subscribe(channel, sub, peer)
+            self.hub.subscribe(channel, Subscription(peer, CHANNEL, 0), peer)
         self.hub.shut(channel)
 
     def write_with(self, how: str) -> None:

@@ -33,7 +33,7 @@ class Sizes:
     rounds: int = 3
     seconds: float = 5.0
     idle: int = 10_000
-    settle: float = 27.0  # first pings come up to 25 s after a connect
+    settle: float = 27.0  # first pings come up to one interval after a connect
     idle_seconds: float = 25.0
     connects: int = 1000
     cookies: int = 200
@@ -43,7 +43,7 @@ class Sizes:
     everyone: int = 10_000
     few: int = 1000
     many: int = 19_000
-    settings: tuple[tuple[str, str], ...] = ()
+    ping: int = 25
 
 
 FULL = Sizes()
@@ -62,7 +62,7 @@ QUICK = Sizes(
     everyone=300,
     few=200,
     many=1000,
-    settings=(("WARDGATE_CLIENT_PING_INTERVAL", "5s"),),
+    ping=5,
 )
 
 
@@ -281,8 +281,7 @@ async def idle(run: Run) -> list[Row]:
     """Connections that do nothing but answer pings: their memory, and their processor time."""
     sizes = run.sizes
     memory = Row(f"memory of an idle connection, {sizes.idle:,} of them", "KB RSS", "<= 12")
-    every = dict(sizes.settings).get("WARDGATE_CLIENT_PING_INTERVAL", "25s")
-    work = Row(f"an idle connection, pings every {every}", "us/s", "<= 1.5")
+    work = Row(f"an idle connection, pings every {sizes.ping} s", "us/s", "<= 1.5")
     async with run.beds(lambda kind: kind.name != "floor") as beds:
         for bed in beds:
             await bed.warm(min(100, sizes.idle))
@@ -360,7 +359,7 @@ async def revoke(run: Run) -> list[Row]:
         return []
     sizes = run.sizes
     anywhere = Cores(run.cores.server | run.cores.rest, run.cores.server | run.cores.rest)
-    server = Wardgate(anywhere, workers=2, settings=dict(sizes.settings))
+    server = Wardgate(anywhere, workers=2)
     names = ("p50", "p99", "max")
     one = [Row(f"revoke one session of {sizes.everyone:,}: {p}", "ms", "<= 20" * (p == "p99")) for p in names]
     all_ = [

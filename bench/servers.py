@@ -68,6 +68,7 @@ class Server(ABC):
     most: ClassVar[int] = 1 << 30  # connections that it is asked to hold
     share: ClassVar[float] = 1.0  # of the rate of publications: what it can do on one core
     pings: ClassVar[bool] = True
+    ping_seconds: ClassVar[int] = 25  # of all servers that ping
     tokens: ClassVar[bool] = False  # whether a connection brings a token
 
     def __init__(self, cores: Cores) -> None:
@@ -76,6 +77,11 @@ class Server(ABC):
         self.port = free_port()
         self.process: asyncio.subprocess.Process | None = None
         self.guardian: Guardian | None = None  # ends the process when the bench was killed
+
+    @property
+    def pong_seconds(self) -> int:
+        """A timeout is shorter than the interval."""
+        return min(8, self.ping_seconds - 1)
 
     @abstractmethod
     def command(self) -> list[str]: ...
@@ -277,7 +283,14 @@ class SocketIo(OnRedis):
     share = 0.2
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "bench.references.socketio_redis", str(self.port), self.redis.url]
+        return [
+            sys.executable,
+            "-m",
+            "bench.references.socketio_redis",
+            str(self.port),
+            self.redis.url,
+            str(self.ping_seconds),
+        ]
 
     @property
     def door(self) -> Door:
@@ -304,7 +317,12 @@ class Reference(OnRedis):
                 {
                     "http_server": {"address": "127.0.0.1", "port": str(self.port)},
                     "http_api": {"key": API_KEY},
-                    "client": {"token": {"hmac_secret_key": SECRET}, "allowed_origins": ["*"]},
+                    "client": {
+                        "token": {"hmac_secret_key": SECRET},
+                        "allowed_origins": ["*"],
+                        "ping_interval": f"{self.ping_seconds}s",
+                        "pong_timeout": f"{self.pong_seconds}s",
+                    },
                     "channel": {"without_namespace": {"allow_subscribe_for_client": True}},
                     "engine": {"type": "redis", "redis": {"address": self.redis.url}},
                     "log": {"level": "error"},
@@ -345,10 +363,9 @@ class Wardgate(HttpServer):
     about = "run.py dev, one worker; tokens of a shared secret, every session registered in PostgreSQL"
     tokens = True
 
-    def __init__(self, cores: Cores, *, workers: int = 1, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cores: Cores, *, workers: int = 1) -> None:
         super().__init__(cores)
         self.workers = workers
-        self.settings = dict(settings or {})
         self.issuer = Tokens()
         self.info: dict[str, Any] = {}
         self._people = 0
@@ -362,8 +379,9 @@ class Wardgate(HttpServer):
             "WARDGATE_AUTH_BCRYPT_COST": "4",
             "WARDGATE_CLIENT_TOKEN_HMAC_SECRET_KEY": SECRET,
             "WARDGATE_CHANNEL_WITHOUT_NAMESPACE_ALLOW_SUBSCRIBE_FOR_CLIENT": "true",
+            "WARDGATE_CLIENT_PING_INTERVAL": f"{self.ping_seconds}s",
+            "WARDGATE_CLIENT_PONG_TIMEOUT": f"{self.pong_seconds}s",
             "WARDGATE_LOG_LEVEL": "warning",
-            **self.settings,
         }
 
     def is_ready(self, line: bytes) -> bool:

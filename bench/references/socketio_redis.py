@@ -1,6 +1,6 @@
 """python-socketio on aiohttp with its Redis manager, as its documentation sets it up for several processes.
 
-python -m bench.references.socketio_redis PORT REDIS_URL
+python -m bench.references.socketio_redis PORT REDIS_URL PING_SECONDS
 """
 
 import asyncio
@@ -12,9 +12,12 @@ import uvloop
 from aiohttp import web
 
 
-async def main(port: int, redis_url: str) -> None:
+async def main(port: int, redis_url: str, ping_seconds: int) -> None:
     server = socketio.AsyncServer(
-        async_mode="aiohttp", client_manager=socketio.AsyncRedisManager(redis_url), cors_allowed_origins="*"
+        async_mode="aiohttp",
+        client_manager=socketio.AsyncRedisManager(redis_url),
+        cors_allowed_origins="*",
+        ping_interval=ping_seconds,
     )
 
     async def join(sid: str, room: str) -> str:
@@ -38,4 +41,4 @@ async def main(port: int, redis_url: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), sys.argv[2]))
+    uvloop.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
