@@ -142,6 +142,8 @@ class LoadClient:
     async def _do(self, order: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._process.returncode is not None:
+            raise RuntimeError("the load client has ended")
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         await self._process.stdin.drain()
         line = await asyncio.wait_for(self._process.stdout.readline(), timeout)

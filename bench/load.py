@@ -212,8 +212,8 @@ class Load:
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         self.obey(json.loads(line))
-                else:
-                    self.turn(self.connections[fd])
+                elif (connection := self.connections.get(fd)) is not None:  # else it was shut in this very turn
+                    self.turn(connection)
             COUNTERS.pack_into(self.counters, 0, self.delivered, self.ready, self.ended, self.last)
             if not events:
                 self.rest()
