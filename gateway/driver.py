@@ -258,8 +258,8 @@ class Driver:
             version=self._version,
             expires=connected.expires,
             ttl=connected.ttl(self._database_now()),
-            ping=int(self._settings.ping_interval),
-            pong=self._settings.pong_timeout > 0,
+            ping=math.ceil(self._settings.ping_interval),
+            pong=self._settings.ping_interval > 0 and self._settings.pong_timeout > 0,
         )
         if not wishes:
             self._reply(peer, id, result)
@@ -290,6 +290,8 @@ class Driver:
                 request.token or None, handshake.secret, address=handshake.address, device=handshake.device
             )
         if connected is not None:
+            if self._settings.insecure:
+                return connected._replace(standing=msgspec.structs.replace(connected.standing, token_expires_at=None))
             return connected
         if not (self._settings.allow_anonymous_connect_without_token or self._settings.insecure):
             raise Disconnect(BAD_REQUEST, "no credential")

@@ -113,7 +113,8 @@ class Joining:
         self._presence = presence
         self._tasks = tasks
         self._limit = recovery_limit
-        self._heard: dict[str, asyncio.Future[None]] = {}
+        self._heard: dict[str, asyncio.Future[None] | None] = {}  # by name; None once the broker brings it
+        self._farewells: set[asyncio.Task[None]] = set()
         self._departures: list[tuple[str, Sequence[Subscription], ClientInfo]] = []
 
     # -- in
@@ -151,6 +152,7 @@ class Joining:
     async def announce(self, ticket: Ticket) -> None:
         """Tell the others that it came, after its reply (protocol.md 32)."""
         if ticket.wish.grant.join_leave and ticket.used:
+            await self._hub.pass_gate(ticket.peer)
             with contextlib.suppress(Unavailable):
                 await self._broker.join(ticket.place.name, self._about(ticket))
 
@@ -161,6 +163,7 @@ class Joining:
     async def _prepare(self, ticket: Ticket) -> None:
         await self._listen(ticket.place.name)
         if ticket.wish.grant.presence:
+            await self._hub.pass_gate(ticket.peer)
             ticket.present = True  # also when the answer is lost: taking back what is not there does no harm
             await self._presence.add(ticket.place.name, ticket.peer.id, self._about(ticket))
         await self._read(ticket)
@@ -210,33 +213,36 @@ class Joining:
 
     async def _listen(self, name: str) -> None:
         """The broker brings `name`. Many may wait for the same; one that is cancelled cancels no other."""
-        heard = self._heard.get(name)
-        if heard is None or (heard.done() and (heard.cancelled() or heard.exception() is not None)):
+        if name in self._heard:
+            heard = self._heard[name]
+            if heard is None:
+                return
+        else:
             heard = self._heard[name] = asyncio.ensure_future(self._broker.subscribe(name))
             heard.add_done_callback(lambda done: self._told(name, done))
-        if not heard.done():
-            await asyncio.shield(heard)
-        heard.result()
+        await asyncio.shield(heard)
 
     def _told(self, name: str, heard: "asyncio.Future[None]") -> None:
         """Nobody may be left who wanted to hear it."""
         if heard.cancelled() or heard.exception() is not None:
-            if self._heard.get(name) is heard:
-                del self._heard[name]
-        elif name not in self._hub.current.channels:
-            self.unheard(name)
+            del self._heard[name]
+            return
+        self._heard[name] = None
+        self.unheard(name)
 
     def unheard(self, name: str) -> None:
         """The last member here has gone (Hub.on_empty)."""
-        heard = self._heard.get(name)
-        if heard is not None and heard.done() and name not in self._hub.current.channels:
+        if name not in self._hub.current.channels and self._heard.get(name, 0) is None:
             del self._heard[name]
             self._broker.unsubscribe(name)
 
-    def forget(self) -> None:
-        """Hear nothing any more."""
+    async def close(self, timeout: float = 2.0) -> None:
+        """Say what is still to be said of those who went, and hear nothing any more."""
+        if self._farewells:
+            await asyncio.wait(self._farewells, timeout=timeout)
         for heard in self._heard.values():
-            heard.cancel()
+            if heard is not None:
+                heard.cancel()
 
     # -- out
 
@@ -251,7 +257,7 @@ class Joining:
     def _depart(self, peer: Peer, subs: Sequence[Subscription]) -> None:
         if any(sub.flags & (Flag.PRESENCE | Flag.EMIT) for sub in subs):
             if not self._departures:
-                self._tasks.once("departures", self._see_off())
+                self._later("departures", self._see_off())
             self._departures.append((peer.id, subs, ClientInfo(peer.user, peer.id, peer.info)))
 
     async def _see_off(self) -> None:
@@ -282,7 +288,12 @@ class Joining:
             if ticket.place.name not in ticket.peer.subs:
                 absent.setdefault(ticket.place.name, []).append(ticket.peer.id)
         if absent:
-            self._tasks.once("presence taken back", self._forget_presence(absent))
+            self._later("presence taken back", self._forget_presence(absent))
+
+    def _later(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.once(name, work)
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
 
     async def _forget_presence(self, absent: Mapping[str, Sequence[str]]) -> None:
         with contextlib.suppress(Unavailable):

@@ -11,6 +11,9 @@ from gateway.deadlines import Wheel
 from gateway.peers import MAX_WRITE, Encoding, Peer
 from gateway.protocol.commands import Publication
 
+KEPT = 1024
+"""Publications that are kept of a channel while subscribes are under way; one that misses some reads again."""
+
 UNKNOWN = -1
 """The offset of a channel whose place in its stream is not known yet."""
 
@@ -130,7 +133,7 @@ class Channel:
         self.positioned = 0  # members that must not miss a publication
         self.quiet = 0  # members that do not hear of joins and leaves
         self.joining = 0  # subscribes under way
-        self.buffer: list[Publication] = []  # what has come since the first of them began
+        self.buffer: deque[Publication] = deque(maxlen=KEPT)  # what has come since the first of them began
         self.dirty = False  # stands in the list of those that the next flush looks at
         self.overflowed = False  # more than may be held back came while frozen
 

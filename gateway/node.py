@@ -182,10 +182,9 @@ class Node:
         self._draining = True
         for peer in [*self.hub.members(), *self.hub.current.strangers]:
             self.hub.close(peer, SHUTDOWN)
-        await asyncio.sleep(0)
         self.hub.stop()
+        await self._joining.close()
         await self._tasks.close()
-        self._joining.forget()
 
     @property
     def connections(self) -> int:

@@ -130,9 +130,12 @@ class WebSocketPeer(Peer, asyncio.Protocol):
         """RFC 6455 5.5.1: answer with the same code, then the server closes first."""
         transport = self._transport
         self.hub.leave(self)
-        if transport is not None:
-            if not self.paused:
-                transport.write(frames.close(code))
+        if transport is None:
+            return
+        if self.paused:
+            transport.abort()
+        else:
+            transport.write(frames.close(code))
             transport.close()
 
     def _await_close(self, data: bytes) -> None:

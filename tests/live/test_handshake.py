@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import os
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
+from gateway.transports.websocket import WebSocketPeer
 from tests.live.conftest import ORIGIN, Start, Worker, eventually, token
 from tests.live.wire import frames, masked
 
@@ -237,3 +239,22 @@ async def test_51_a_connection_that_says_nothing_is_closed_as_stale(start: Start
     expired = await worker.ws()
     assert (await expired.ask(connect={"token": token(ttl=-5)}))["error"]["code"] == 109
     assert await expired.closed() == 3502
+
+
+async def test_a_connection_that_ended_leaves_no_cycle_behind(worker: Worker) -> None:
+    """Ten thousand that go must not wait for the garbage collector."""
+    a = await worker.connect()
+    await a.ask(subscribe={"channel": "chat:x"})
+    await a.ask(publish={"channel": "chat:x", "data": 1})
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(found, WebSocketPeer) for found in gc.get_objects())
+        assert before >= 1
+        await a.close()
+        async with asyncio.timeout(5):
+            await worker.hub.emptied.wait()
+        await asyncio.sleep(0.3)
+        assert sum(isinstance(found, WebSocketPeer) for found in gc.get_objects()) == before - 1
+    finally:
+        gc.enable()
