@@ -1,0 +1,111 @@
+"""A TCP proxy between one gateway and one server, to cut, hold, slow or garble what goes through.
+
+Bytes can be held in one direction or both (a network that drops everything: the connection looks alive), delayed,
+"lost" (each piece is late by a retransmission with some probability; TCP shows loss to nobody otherwise), and hints can
+be garbled one by one, in place, so that the stream stays a stream. New connections are held like old ones.
+"""
+
+import asyncio
+import contextlib
+import random
+import re
+from collections.abc import Callable
+
+HINT = re.compile(rb":revocations\r\n\$\d+\r\n")
+RETRANSMISSIONS = (0.2, 0.4, 0.8)
+
+
+class Proxy:
+    """One listening port. The knobs may be turned at any moment."""
+
+    def __init__(self, target: Callable[[], int], rng: random.Random) -> None:
+        self._target = target
+        self._rng = rng
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Event()
+        self.port = 0
+        self.refuse = False
+        self.garbled = 0
+        self.heal()
+
+    def heal(self) -> None:
+        """Everything passes."""
+        self.up = self.down = True  # to the server, to the gateway
+        self.delay = self.loss = self.garble = 0.0
+        self.refuse = False
+        self._free.set()
+
+    def hold(self, *, up: bool = True, down: bool = True) -> None:
+        """Nothing passes in these directions until `heal`."""
+        self.up, self.down = not up, not down
+        self._free.clear()
+
+    async def start(self) -> None:
+        """Listen on a port of 127.0.0.1."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        """End every connection."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        there: asyncio.StreamWriter | None = None
+        try:
+            if self.refuse:
+                return
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                answers, there = await asyncio.open_connection("127.0.0.1", self._target())
+                self._writers.add(there)
+                ways = [
+                    asyncio.ensure_future(self._pump(reader, there, up=True)),
+                    asyncio.ensure_future(self._pump(answers, writer, up=False)),
+                ]
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for way in ways:
+                        way.cancel()
+                    await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            self._tasks.discard(task)
+            for end in (writer, there):
+                if end is not None:
+                    self._writers.discard(end)
+                    end.transport.abort()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                if self.loss and self._rng.random() < self.loss:
+                    await asyncio.sleep(self._rng.choice(RETRANSMISSIONS))
+                while not (self.up if up else self.down):
+                    await self._free.wait()
+                sink.write(self._spoil(data) if self.garble and not up else data)
+                await sink.drain()
+
+    def _spoil(self, data: bytes) -> bytes:
+        spoilt = bytearray(data)
+        for hint in HINT.finditer(data):
+            if hint.end() < len(data) and self._rng.random() < self.garble:
+                spoilt[hint.end()] ^= 0x40
+                self.garbled += 1
+        return bytes(spoilt)

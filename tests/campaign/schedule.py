@@ -1,0 +1,234 @@
+"""What happens in one run, and when: made from a seed alone. Pure: the same seed gives the same schedule.
+
+A step names what is to be done and to whom by number ("user 3, node 1"); which session that is, is found when its time
+comes, so a schedule with steps taken out is a schedule still (that is how it is shrunk).
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+USERS = 9
+CODECS = ("json", "protobuf")
+FIRST = 3.0
+"""Seconds before the first fault: everybody is there by then."""
+
+Args = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """At `at` seconds do `action`."""
+
+    at: float
+    action: str
+    args: Args = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.at:7.3f} {self.action} {json.dumps(self.args)}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One run."""
+
+    seed: int
+    nodes: int
+    seconds: float
+    lease: float
+    drift: float
+    steps: tuple[Step, ...]
+
+    def only(self, steps: Sequence[Step]) -> "Schedule":
+        """The same with these steps alone."""
+        return Schedule(self.seed, self.nodes, self.seconds, self.lease, self.drift, tuple(steps))
+
+    def faults(self) -> Counter[str]:
+        """How often each fault comes."""
+        return Counter(step.args["name"] for step in self.steps if step.action == "fault")
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def load(tree: dict[str, Any]) -> Schedule:
+    """What `dump` made."""
+    return Schedule(**{**tree, "steps": tuple(Step(**step) for step in tree["steps"])})
+
+
+class Maker:
+    """Makes one schedule; `rng` is the only source of chance."""
+
+    def __init__(self, seed: int, nodes: int, lease: float) -> None:
+        self.rng = random.Random(seed)
+        self.nodes, self.lease = nodes, lease
+
+    # -- what people and admins do
+
+    def action(self) -> tuple[str, Args]:
+        """One, at random."""
+        names = list(ACTIONS)
+        name = self.rng.choices(names, [ACTIONS[n] for n in names])[0]
+        return name, getattr(self, f"_{name}")()
+
+    def _user(self) -> int:
+        return self.rng.randrange(USERS)
+
+    def _node(self) -> int:
+        return self.rng.randrange(self.nodes)
+
+    def _login(self) -> Args:
+        return {"user": self._user(), "node": self._node()}
+
+    def _connect(self) -> Args:
+        return {"user": self._user(), "node": self._node(), "codec": self.rng.choice(CODECS)}
+
+    def _refresh(self) -> Args:
+        return {"user": self._user(), "node": self._node(), "in_band": self.rng.random() < 0.5}
+
+    def _reuse(self) -> Args:
+        return {"user": self._user(), "node": self._node()}
+
+    def _password(self) -> Args:
+        return {"user": self._user(), "node": self._node()}
+
+    def _logout(self) -> Args:
+        return {"user": self._user(), "node": self._node(), "scope": self.rng.choice(("", "one", "others", "all"))}
+
+    def _disable(self) -> Args:
+        return {"user": self._user(), "node": self._node()}
+
+    def _rights(self) -> Args:
+        return {"user": self._user(), "node": self._node()}
+
+    def _revoke(self, target: str = "") -> Args:
+        target = target or self.rng.choices(("sid", "user", "before", "role"), (6, 3, 1, 1))[0]
+        return {"target": target, "user": self._user(), "node": self._node(), "wait": self.rng.random() < 0.85}
+
+    def _everyone(self) -> Args:
+        return {"node": self._node(), "spread": self.rng.choice((0.0, 0.0, 0.3))}
+
+    def _burst(self) -> Args:
+        return {"count": self.rng.randint(3, 6), "gap": round(self.rng.uniform(0.005, 0.08), 3), "node": self._node()}
+
+    def _slow(self) -> Args:
+        return {"user": self._user(), "node": self._node(), "codec": self.rng.choice(CODECS)}
+
+    def _storm(self) -> Args:
+        names = ("login", "refresh", "connect", "password", "revoke", "cap")
+        return {"user": self._user(), "deeds": self.rng.choices(names, k=8), "jitter": self.rng.randrange(1 << 30)}
+
+    # -- faults: (seconds, args)
+
+    def fault(self, name: str) -> tuple[float, Args]:
+        """One of this name: how long it lasts, and what it does."""
+        seconds, args = FAULTS[name](self)
+        return round(seconds, 3), {"name": name, "for": round(seconds, 3), **args}
+
+    def some(self, *kinds: str) -> str:
+        return self.rng.choice(kinds)
+
+    def between(self, low: float, high: float) -> float:
+        return self.rng.uniform(low, high)
+
+
+ACTIONS = {
+    "login": 4,
+    "connect": 6,
+    "refresh": 3,
+    "reuse": 1,
+    "password": 1,
+    "logout": 2,
+    "disable": 0.5,
+    "rights": 0.7,
+    "revoke": 5,
+    "everyone": 0.4,
+    "burst": 1,
+    "slow": 0.8,
+    "storm": 0.6,
+}
+
+FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
+    "F1": lambda m: (m.between(0.3, 4.0), {}),
+    "F2": lambda m: (m.between(1.0, 7.0), {}),
+    "F3": lambda m: (0.1, {"what": m.some("FLUSHALL", "SCRIPT FLUSH", "both")}),
+    "F6": lambda m: (0.5, {"again": m.rng.randint(1, 4)}),
+    "F7": lambda m: (1.0, {}),
+    "F8": lambda m: (
+        m.lease * m.rng.choice((0.5, 1.0, 1.0, 1.5, 3.0)) + m.between(-0.05, 0.05),
+        {"node": m._node()},
+    ),
+    "F9": lambda m: (2 * m.lease, {"node": m._node()}),
+    "F10": lambda m: (2.0, {"node": m._node(), "deaf": m.rng.random() < 0.5}),
+    "F11": lambda m: (
+        m.between(0.5, 4.0) * m.lease,
+        {
+            "node": m._node(),
+            "servers": m.some("postgres", "redis", "both"),
+            "how": m.some("cut", "hold", "up", "down", "loss", "delay"),
+        },
+    ),
+    "F12": lambda m: (m.between(0.5, 4.0) * m.lease, {"how": m.some("kill", "stop", "stop", "read-only", "full")}),
+    "F14": lambda m: (m.between(1.0, 4.0), {"what": m.some("head", "pool")}),
+    "F15": lambda m: (m.between(2.0, 5.0), {"node": m._node(), "step": m.some("+3600", "-3600", "+31536000")}),
+    "F16": lambda m: (1.0, {"node": m._node(), "codec": m.some(*CODECS)}),
+    "F19": lambda m: (m.between(1.0, 4.0), {"garble": m.some("some", "all"), "node": m._node()}),
+    "F20": lambda m: (1.5, {"user": m._user()}),
+    "F24": lambda m: (m.between(1.0, 3.0), {"node": m._node(), "what": m.some("descriptors", "hashes")}),
+}
+
+# What a node that was just killed, or that hears no hints, is most likely to do wrong is tried more often there.
+COMPANIONS: dict[str, Sequence[str]] = {
+    "F6": ("burst", "revoke"),
+    "F10": ("burst", "revoke"),
+    "F19": ("burst", "burst", "revoke"),
+    "F12": ("revoke",),
+    "F8": ("revoke", "everyone"),
+}
+
+
+def make(
+    seed: int, *, seconds: float = 60.0, nodes: int = 3, faults: Sequence[str] = (), lease: float = 0.0
+) -> Schedule:
+    """The schedule of a seed. L is 1 s, in one seed of ten 5 s; `faults` narrows them down."""
+    if not lease:
+        lease = 5.0 if seed % 10 == 0 else 1.0
+    maker = Maker(seed, nodes, lease)
+    unknown = set(faults) - set(FAULTS)
+    if unknown:
+        raise ValueError(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    steps = [*_arrivals(maker), *_life(maker, seconds), *_trouble(maker, seconds, faults or tuple(FAULTS))]
+    steps.sort(key=lambda step: step.at)
+    return Schedule(seed, nodes, seconds, lease, 0.25 if lease >= 5 else 0.05, tuple(steps))
+
+
+def _arrivals(maker: Maker) -> Iterator[Step]:
+    for user in range(USERS):
+        yield Step(round(0.1 * user, 3), "login", {"user": user, "node": user % maker.nodes})
+        yield Step(round(1.2 + 0.1 * user, 3), "connect", {**maker._connect(), "user": user})
+
+
+def _life(maker: Maker, seconds: float) -> Iterator[Step]:
+    at = FIRST
+    while at < seconds:
+        name, args = maker.action()
+        yield Step(round(at, 3), name, args)
+        at += maker.rng.expovariate(2.0)
+
+
+def _trouble(maker: Maker, seconds: float, names: Sequence[str]) -> Iterator[Step]:
+    """Faults one after another, now and then two at a time, each with revocations in it."""
+    at = FIRST
+    while at < seconds - 3:
+        name = maker.rng.choice(names)
+        length, args = maker.fault(name)
+        yield Step(round(at, 3), "fault", args)
+        for kind in COMPANIONS.get(name, ("revoke",)):
+            within = at + maker.rng.uniform(0.0, max(0.4, length))
+            args = maker._burst() if kind == "burst" else maker._everyone() if kind == "everyone" else maker._revoke()
+            yield Step(round(within, 3), kind, args)
+        at += length * (0.3 if maker.rng.random() < 0.15 else 1.0) + maker.rng.uniform(0.5, 3.0)
