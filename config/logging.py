@@ -69,7 +69,11 @@ def configure(settings: Log, *, node: str = "", stream: TextIO | None = None) ->
             event.setdefault("node", node)
         return event
 
+    def silent(_logger: Any, _method: str, _event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        raise structlog.DropEvent
+
     shared: list[structlog.types.Processor] = [
+        *([silent] if level > logging.CRITICAL else []),
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -85,7 +89,7 @@ def configure(settings: Log, *, node: str = "", stream: TextIO | None = None) ->
         last = structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[*shared, last],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(min(level, logging.CRITICAL)),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )

@@ -45,6 +45,13 @@ def test_levels_below_the_setting_are_left_out(stream: io.StringIO) -> None:
     assert stream.getvalue() == ""
 
 
+def test_a_process_that_is_to_log_nothing_starts_and_logs_nothing(stream: io.StringIO) -> None:
+    ours.configure(Log(level="none"), stream=stream)
+    structlog.get_logger().critical("on fire")
+    logging.getLogger("library").critical("on fire")
+    assert lines(stream) == []
+
+
 def test_loggers_of_libraries_end_in_the_same_stream(stream: io.StringIO) -> None:
     logging.getLogger("aiohttp.access").warning("bad token %s", JWT)
     (line,) = lines(stream)
