@@ -128,7 +128,7 @@ class _Verifier:
         try:
             names = read_object(parts.payload)
             claims = msgspec.json.decode(parts.payload, type=_Claims)
-        except (Malformed, msgspec.DecodeError) as error:
+        except (Malformed, msgspec.DecodeError, RecursionError) as error:
             raise TokenInvalid(f"claims: {error}") from None
         if self._issuer and claims.iss != self._issuer:
             raise TokenInvalid("issuer")
@@ -252,7 +252,7 @@ class ExternalTokens:
         """By what `iss` claims to be: it only chooses whose keys must have signed."""
         try:
             iss = msgspec.json.decode(parts.payload, type=_Iss).iss
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise TokenInvalid("claims") from None
         return self._named.get(iss or "", self._default)
 

@@ -186,7 +186,7 @@ class AccessTokens:
                 payload.jti,
                 kid,
             )
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise TokenInvalid(f"claims: {type(error).__name__}") from None
         if payload.iss != self._issuer or payload.aud != self._audience:
             raise TokenInvalid("issuer or audience")
@@ -215,5 +215,5 @@ def _issuer_of(payload: bytes) -> str:
     """What the payload says, unverified: good for choosing a verifier and for nothing else."""
     try:
         return msgspec.json.decode(payload, type=_Issuer).iss
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return ""

@@ -8,6 +8,7 @@ description. A handler gets a `Call` (body, query, caller, all validated) and re
     └── Problem          one of PROBLEMS; becomes application/problem+json (RFC 9457)
 """
 
+import asyncio
 import functools
 import ipaddress
 import json
@@ -25,6 +26,8 @@ from config.redis import Unavailable
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 16
+BODY_WAIT = 20.0
+"""Seconds in which a body must have come: whoever sends it a byte at a time holds a connection, and no longer."""
 
 log = structlog.get_logger(__name__)
 
@@ -322,17 +325,21 @@ async def read_body(request: web.Request, kind: type[B]) -> B:
 
 
 async def read_bytes(request: web.Request, limit: int = MAX_BODY) -> bytes:
-    """At most `limit` bytes of body, else 413; never more than that in memory."""
+    """At most `limit` bytes of body, else 413; never more than that in memory. Problem `malformed` for one too slow."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem("unsupported_media_type", "send the body without Content-Encoding")
     if (request.content_length or 0) > limit:
         raise Problem("too_large", f"at most {limit} bytes")
     parts, size = [], 0
-    async for chunk in request.content.iter_chunked(16 * 1024):
-        size += len(chunk)
-        if size > limit:
-            raise Problem("too_large", f"at most {limit} bytes")
-        parts.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_WAIT):
+            async for chunk in request.content.iter_chunked(16 * 1024):
+                size += len(chunk)
+                if size > limit:
+                    raise Problem("too_large", f"at most {limit} bytes")
+                parts.append(chunk)
+    except TimeoutError:
+        raise Problem("malformed", f"the body did not come within {BODY_WAIT:g} seconds") from None
     return b"".join(parts)
 
 
@@ -348,8 +355,7 @@ def decode_body(raw: bytes, kind: type[B]) -> B:
         raise Problem("malformed", "not UTF-8") from None
     except ValueError as error:
         raise Problem("malformed", str(error).split(": line")[0]) from None
-    if _depth(value) > MAX_DEPTH:
-        raise Problem("malformed", f"nested deeper than {MAX_DEPTH}")
+    _check_nodes(value)
     return _convert(value, kind)
 
 
@@ -386,11 +392,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice[:64]!r} stands twice")
-    for key, value in pairs:
-        if "\x00" in key or (isinstance(value, str) and "\x00" in value):
-            raise ValueError("a NUL character")
-        if isinstance(value, str):
-            value.encode("utf-8")  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
     return out
 
 
@@ -398,17 +399,28 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _depth(value: Any) -> int:
-    deepest, todo = 0, [(value, 1)]
+def _check_nodes(value: Any) -> None:
+    """Problem `malformed` for what nests too deep, and for text, names included, that no database takes."""
+    todo = [(value, 1)]
     while todo:
         node, level = todo.pop()
-        if level > deepest:
-            deepest = level
+        if level > MAX_DEPTH:
+            raise Problem("malformed", f"nested deeper than {MAX_DEPTH}")
         if isinstance(node, dict):
-            todo += [(v, level + 1) for v in node.values()]
+            todo += [(part, level + 1) for pair in node.items() for part in pair]
         elif isinstance(node, list):
-            todo += [(v, level + 1) for v in node]
-    return deepest
+            todo += [(part, level + 1) for part in node]
+        elif isinstance(node, str):
+            _check_text(node)
+
+
+def _check_text(text: str) -> None:
+    if "\x00" in text:
+        raise Problem("malformed", "a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Problem("malformed", "half a surrogate pair") from None
 
 
 def trusted_networks(proxies: Iterable[str]) -> tuple[Any, ...]:

@@ -7,11 +7,10 @@ later, by its connect command.
 
 import asyncio
 import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Sequence
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from config.http import ORIGINS, Problem, address_prefix, client_address
 from gateway.client import Handshake, new_client_id
@@ -301,9 +300,12 @@ class WebSocketTransport:
 def _handshake_key(request: web.Request) -> str | None:
     """RFC 6455 4.2.1: the client's key; None for a version other than 13. Problem for what is no handshake.
 
-    A body, or a second Host, on an upgrade is how requests are smuggled past proxies.
+    A body, or a second Host, on an upgrade is how requests are smuggled past proxies; one in HTTP/1.0 comes through a
+    proxy that knows no upgrades.
     """
     headers = request.headers
+    if request.method != "GET" or request.version < HttpVersion11:
+        raise Problem("malformed", "an upgrade is a GET in HTTP/1.1")
     upgrade = headers.get("Upgrade", "").lower() == "websocket"
     connection = [token.strip().lower() for value in headers.getall("Connection", []) for token in value.split(",")]
     if not upgrade or "upgrade" not in connection:
@@ -314,14 +316,18 @@ def _handshake_key(request: web.Request) -> str | None:
         raise Problem("malformed", "one Host")
     if headers.get("Sec-WebSocket-Version") != "13":
         return None
-    key = headers.get("Sec-WebSocket-Key", "")
-    try:
-        good = len(base64.b64decode(key, validate=True)) == 16
-    except binascii.Error:
-        good = False
-    if not good:
+    keys = headers.getall("Sec-WebSocket-Key", [])
+    if len(keys) != 1 or not _is_nonce(keys[0]):
         raise Problem("malformed", "Sec-WebSocket-Key")
-    return key
+    return keys[0]
+
+
+def _is_nonce(key: str) -> bool:
+    """16 bytes in base64."""
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except ValueError:  # binascii.Error, or not ASCII
+        return False
 
 
 def _accept(key: str) -> str:

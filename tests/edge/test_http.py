@@ -1,5 +1,6 @@
 """The HTTP edge: what bad input gets, who is let in, and that the description says the same."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -154,6 +155,8 @@ async def test_a_good_body_is_answered(client: Client) -> None:
         (b'{"name":"\xff"}', 400, "malformed"),
         (b'{"name":"a\\u0000"}', 400, "malformed"),
         (b'{"name":"\\ud800"}', 400, "malformed"),
+        (b'{"\\ud800":1}', 400, "malformed"),
+        (b'{"name":"a","more":["\\u0000"]}', 400, "malformed"),
         (b'{"name":"a","more":NaN}', 400, "malformed"),
         (b'{"name":"a","more":' + b"[" * 40 + b"]" * 40 + b"}", 400, "malformed"),
         (b'{"name":"a","more":' + b"[" * 30000 + b"]" * 30000 + b"}", 400, "malformed"),
@@ -190,6 +193,21 @@ async def test_a_chunked_body_cannot_pass_the_bound(client: Client) -> None:
 
     response = await client.post("/echo", data=chunks(), headers={"Content-Type": "application/json"})
     assert response.status == 413
+
+
+async def test_a_body_that_never_came_held_its_connection_for_ever(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("config.http.BODY_WAIT", 0.05)
+    begun = asyncio.Event()
+
+    async def dribble() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.wait_for(begun.wait(), 10)
+
+    response = await client.post("/echo", data=dribble(), headers={"Content-Type": "application/json"})
+    begun.set()
+    assert (response.status, (await response.json())["code"]) == (400, "malformed")
 
 
 async def test_a_compressed_body_is_not_unpacked(client: Client) -> None:

@@ -1,0 +1,48 @@
+"""What bad input gets over HTTP: a refusal with a code, never a 500, and nothing of it in the logs."""
+
+import pytest
+
+from tests.attack.conftest import handshake, raw_http, send_request, unsigned
+from tests.world.conftest import World
+
+NESTED = b"[" * 1200 + b"]" * 1200
+
+
+@pytest.mark.parametrize("body", [rb'{"\ud800":1}', rb'{"\udfff`\udfff":1}', rb'{"email":{"\ud800":1}}'])
+async def test_a_name_of_half_a_character_got_a_500(one_worker: World, body: bytes) -> None:
+    answer = await send_request(one_worker, "POST", "/auth/login", body)
+    assert (answer.status, answer.code) == (400, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("header", "payload"),
+    [
+        (b'{"alg":"HS256","typ":"JWT"}', b'{"a":' + NESTED + b"}"),
+        (b'{"alg":"ES256","typ":"at+jwt","kid":"x"}', b'{"iss":"wardgate","a":' + NESTED + b"}"),
+    ],
+)
+async def test_a_deeply_nested_token_that_nobody_signed_got_a_500(
+    one_worker: World, header: bytes, payload: bytes
+) -> None:
+    bearer = f"Authorization: Bearer {unsigned(header, payload)}"
+    answer = await send_request(one_worker, "GET", "/auth/me", headers=[bearer])
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+
+
+@pytest.mark.parametrize("key", ["é" * 12, "\udce9" * 24])
+async def test_a_handshake_key_that_is_not_ascii_got_a_500(one_worker: World, key: str) -> None:
+    answer = await raw_http(one_worker, handshake(key=key))
+    assert (answer.status, answer.code) == (400, "malformed")
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        handshake(method="HEAD"),
+        handshake(version="HTTP/1.0"),
+        handshake(more=["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]),
+    ],
+    ids=["HEAD", "HTTP/1.0", "two keys"],
+)
+async def test_what_is_no_handshake_was_upgraded(one_worker: World, upgrade: bytes) -> None:
+    assert (await raw_http(one_worker, upgrade, to_the_end=True)).status == 400
