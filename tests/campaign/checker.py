@@ -269,7 +269,13 @@ class Checker:
 
     def _crowded(self, user: str, asked: Revoking) -> bool:
         """Whether the user may have had as many sessions as the cap allows when another was opened."""
-        return sum(login.user == user and login.sent <= asked.at for login in self.logins.values()) >= self.history.cap
+        known = sum(login.user == user and login.sent <= asked.at for login in self.logins.values())
+        unknown = sum(
+            r.asked.cap and user in r.asked.users and (r.answer is None or r.answer.state == "unknown")
+            for r in self.revocations.values()
+            if r.asked.at <= asked.at
+        )
+        return known + unknown >= self.history.cap
 
     def _rights_changed(self, dialled: Dialled, at: float) -> bool:
         return any(

@@ -15,7 +15,7 @@ import termios
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from gateway.protocol import wire_pb2 as wire
 from tests.campaign.history import (
@@ -195,6 +195,7 @@ class Client(asyncio.Protocol):
         self.mute = False
         self.ended = asyncio.Event()
         self.places: dict[str, tuple[int, str]] = {}  # positioned subscriptions: where they are
+        self.lost: set[str] = set()  # channels that the server took away
         self._log = log
         self._transport: asyncio.Transport | None = None
         self._upgraded = False
@@ -214,9 +215,8 @@ class Client(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                await loop.create_connection(lambda: self, "127.0.0.1", port)
-                assert self._transport is not None
-                self._transport.write(self._handshake(port))
+                transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", port)
+                transport.write(self._handshake(port))
                 if await self._head != 101:
                     self.hang_up()
                     return False
@@ -265,7 +265,10 @@ class Client(asyncio.Protocol):
         if channel in self.places:
             offset, epoch = self.places[channel]
             body |= {"recover": True, "offset": offset, "epoch": epoch}
-        return (await self.ask("subscribe", body)).kind == "subscribe"
+        said = await self.ask("subscribe", body)
+        if said.kind != "subscribe" and said.code != 105:  # already subscribed
+            self.lost.add(channel)
+        return said.kind == "subscribe"
 
     def stop_reading(self) -> None:
         """Be rude: let everything pile up."""
@@ -311,8 +314,7 @@ class Client(asyncio.Protocol):
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
@@ -399,6 +401,7 @@ class Client(asyncio.Protocol):
             self._delivered(now, said.channel, said.offset, said.data)
         elif said.kind == "unsubscribe":
             self._log(Unsubscribed(now, self.number, said.channel, said.code))
+            self.lost.add(said.channel)
 
     def _delivered(self, now: float, channel: str, offset: int, data: bytes) -> None:
         self._log(Delivered(now, self.number, channel, offset, str(json.loads(data).get("id", ""))))

@@ -1,0 +1,323 @@
+"""What breaks the world, by the names of the table in docs/revocation.md. A fault is written down once it is in force,
+and its end before it is taken away, so that the checker never counts more than there was."""
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests.campaign.history import FaultBegan, FaultEnded
+from tests.campaign.people import People
+from tests.campaign.world import World
+
+LATE = 0.02
+
+
+class Faults:
+    """`run(args)` of a schedule's step."""
+
+    def __init__(self, world: World, people: People) -> None:
+        self.world, self.people = world, people
+        self.rng = random.Random(world.schedule.seed + 2)
+        self.skipped: dict[str, str] = {}
+        self._locks = {"postgres": asyncio.Lock(), "valkey": asyncio.Lock()}
+
+    async def run(self, args: dict[str, Any]) -> None:
+        """One fault from its begin to its end, healed."""
+        rest = {key: value for key, value in args.items() if key not in ("name", "for")}
+        await getattr(self, f"_{args['name'].lower()}")(args["name"], args["for"], **rest)
+
+    @contextlib.asynccontextmanager
+    async def _in_force(self, name: str, *, blinds: Any = (), kills: Any = (), note: str = "") -> AsyncIterator[None]:
+        id = next(self.world.ids)
+        self.world.log(FaultBegan(time.monotonic(), id, name, frozenset(blinds), frozenset(kills), note))
+        try:
+            yield
+        finally:
+            self.world.log(FaultEnded(time.monotonic(), id))
+
+    @property
+    def _all(self) -> range:
+        return range(len(self.world.nodes))
+
+    # -- Redis
+
+    async def _f1(self, name: str, seconds: float) -> None:
+        async with self._locks["valkey"]:
+            os.kill(self.world.valkey.pid, signal.SIGKILL)
+            try:
+                async with self._in_force(name):
+                    await asyncio.sleep(seconds)
+            finally:
+                await self.world.start_again(self.world.valkey)
+
+    async def _f2(self, name: str, seconds: float) -> None:
+        async with self._locks["valkey"]:
+            pid = self.world.valkey.pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                async with self._in_force(name):
+                    await asyncio.sleep(seconds)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+
+    async def _f3(self, name: str, seconds: float, what: str) -> None:
+        async with self._locks["valkey"], self.world.redis() as redis, self._in_force(name, note=what):
+            if what != "SCRIPT FLUSH":
+                await redis.flushall()
+            if what != "FLUSHALL":
+                await redis.script_flush()
+            await asyncio.sleep(seconds)
+
+    async def _f6(self, name: str, seconds: float, again: int) -> None:
+        async with self._locks["valkey"], self.world.redis() as redis, self._in_force(name):
+            for _ in range(again):
+                await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+                await asyncio.sleep(seconds / again)
+
+    async def _f7(self, name: str, seconds: float) -> None:
+        """So small a buffer that whatever a subscriber has not read yet costs it its connection."""
+        async with self._locks["valkey"], self.world.redis() as redis:
+            await redis.config_set("client-output-buffer-limit", "pubsub 1 0 0")
+            async with self._in_force(name):
+                await asyncio.sleep(seconds)
+            await redis.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+
+    async def _f19(self, name: str, seconds: float, garble: str, node: int) -> None:
+        """Hints that are garbled on their way to one node; and forged, repeated, late, cut ones to all."""
+        proxy = self.world.nodes[node].valkey
+        proxy.garble = 1.0 if garble == "all" else 0.5
+        forger = self.world.keep(self._forge())
+        try:
+            async with self._in_force(name, note=f"{garble} to node {node}"):
+                await asyncio.sleep(seconds)
+        finally:
+            proxy.garble = 0.0
+            forger.cancel()
+
+    async def _forge(self) -> None:
+        heard: list[tuple[bytes, bytes]] = []
+        with contextlib.suppress(Exception):
+            async with self.world.redis() as redis, redis.pubsub() as ear:
+                await ear.psubscribe("*:revocations*")
+                while True:
+                    message = await ear.get_message(ignore_subscribe_messages=True, timeout=0.05)
+                    if message is None:
+                        continue
+                    channel, data = message["channel"], message["data"]
+                    if len(heard) < 200:
+                        heard.append((channel, data))
+                    for where, what in self._forgeries(channel, data, heard):
+                        heard_again = await redis.publish(where, what)
+                        del heard_again
+                    await asyncio.sleep(0.03)
+
+    def _forgeries(self, channel: bytes, data: bytes, heard: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        rng = self.rng
+        if rng.random() < 0.5:  # what we publish comes back to us: let it die out
+            return []
+        old = rng.choice(heard)
+        at = rng.randrange(len(data))
+        flipped = data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+        return [(channel, flipped), (channel, data[:at]), (channel, rng.randbytes(40)), old][: rng.randint(1, 4)]
+
+    # -- gateways
+
+    async def _f8(self, name: str, seconds: float, node: int) -> None:
+        pid = self.world.nodes[node].pid
+        if not pid:
+            return
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with self._in_force(name, note=f"node {node} for {seconds:.2f} s"):
+                await asyncio.sleep(seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    async def _f9(self, name: str, seconds: float, node: int) -> None:
+        pid = self.world.nodes[node].pid
+        if pid:
+            async with self._in_force(name, note=f"node {node}"):
+                os.kill(pid, signal.SIGUSR1)
+                await asyncio.sleep(seconds)
+
+    async def _f10(self, name: str, seconds: float, node: int, deaf: bool) -> None:
+        """A worker is killed; `deaf`: when it is started again, hints do not reach it at first."""
+        here = self.world.nodes[node]
+        pid = here.pid
+        if not pid:
+            return
+        os.kill(pid, signal.SIGKILL)
+        here.valkey.garble = 1.0 if deaf else 0.0
+        try:
+            async with self._in_force(name, kills={node}, note=f"node {node}"):
+                await self.world.until(lambda: self._back(node, pid), 20)
+                for session in self._dead()[-6:]:
+                    self.world.keep(self.people.ghost(session, node))
+                await self._revoke_into(node)
+        finally:
+            here.valkey.garble = 0.0
+
+    async def _back(self, node: int, before: int) -> bool:
+        pid = self.world.nodes[node].pid
+        return pid not in (0, before) and any(state.ready for state in self.world.nodes[node].supervisor.states)
+
+    async def _revoke_into(self, node: int) -> None:
+        """Sessions end just as the node begins, and try to come back through it."""
+        others = [n for n in self._all if n != node] or [node]
+        victims = self.people.sessions()
+        self.rng.shuffle(victims)
+        for session in victims[:3]:
+            state = await self.people.revoke(self.rng.choice(others), {"sid": session.sid}, [session])
+            if state == "confirmed":
+                self.world.keep(self.people.ghost(session, node))
+
+    def _dead(self) -> list[Any]:
+        return [session for person in self.people.people for session in person.sessions if session.dead]
+
+    async def _f16(self, name: str, seconds: float, node: int, codec: str) -> None:
+        live = [person.number for person in self.people.people if person.live]
+        if live:
+            async with self._in_force(name):
+                await self.people.do_slow(self.rng.choice(live), node, codec)
+
+    async def _f20(self, name: str, seconds: float, user: int) -> None:
+        names = ("login", "refresh", "connect", "password", "revoke", "cap")
+        async with self._in_force(name):
+            for _ in range(3):
+                await self.people.do_storm(user, self.rng.choices(names, k=8), self.rng.randrange(1 << 30))
+
+    async def _f24(self, name: str, seconds: float, node: int, what: str) -> None:
+        if what == "hashes":
+            async with self._in_force(name, note=what):
+                logins = (self.people.do_login(self.rng.randrange(len(self.people.people)), node) for _ in range(20))
+                await asyncio.gather(*logins)
+            return
+        pid = self.world.nodes[node].pid
+        if not pid:
+            return
+        used = max(int(fd) for fd in await asyncio.to_thread(os.listdir, f"/proc/{pid}/fd"))
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
+        try:
+            async with self._in_force(name, note=f"{what} of node {node}"):
+                await asyncio.sleep(seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+    # -- the network
+
+    async def _f11(self, name: str, seconds: float, node: int, servers: str, how: str) -> None:
+        here = self.world.nodes[node]
+        both = {"postgres": [here.postgres], "redis": [here.valkey], "both": [here.postgres, here.valkey]}[servers]
+        for proxy in both:
+            match how:
+                case "cut":
+                    proxy.refuse = True
+                    proxy.cut()
+                case "hold" | "up" | "down":
+                    proxy.hold(up=how != "down", down=how != "up")
+                case "loss":
+                    proxy.loss = 0.5
+                case _:
+                    proxy.delay = 2.0
+        blinds = {node} if servers != "redis" and how in ("cut", "hold", "up", "down") else set()
+        try:
+            async with self._in_force(name, blinds=blinds, note=f"{servers} of node {node}: {how}"):
+                await asyncio.sleep(seconds)
+        finally:
+            for proxy in both:
+                proxy.heal()
+
+    # -- PostgreSQL
+
+    async def _f12(self, name: str, seconds: float, how: str) -> None:
+        async with self._locks["postgres"]:
+            match how:
+                case "kill":
+                    await self._killed(name, seconds)
+                case "stop":
+                    await self._stopped(name, seconds)
+                case "read-only":
+                    await self._read_only(name, seconds)
+                case _:
+                    await self._full(name, seconds)
+
+    async def _killed(self, name: str, seconds: float) -> None:
+        self.world.signal_postgres(signal.SIGKILL)
+        try:
+            async with self._in_force(name, blinds=self._all, note="kill"):
+                await asyncio.sleep(seconds)
+        finally:
+            await self.world.start_again(self.world.postgres)
+
+    async def _stopped(self, name: str, seconds: float) -> None:
+        self.world.signal_postgres(signal.SIGSTOP)
+        self.world.signal_postgres(signal.SIGSTOP)  # who was forked in between
+        try:
+            async with self._in_force(name, blinds=self._all, note="stop"):
+                await asyncio.sleep(seconds)
+        finally:
+            self.world.signal_postgres(signal.SIGCONT)
+
+    async def _read_only(self, name: str, seconds: float) -> None:
+        async with self.world.sql() as connection:
+            await connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            await connection.execute("SELECT pg_reload_conf()")
+            try:
+                async with self._in_force(name, note="read-only"):
+                    await asyncio.sleep(seconds)
+            finally:
+                await connection.execute("SET default_transaction_read_only = off")
+                await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                await connection.execute("SELECT pg_reload_conf()")
+
+    async def _full(self, name: str, seconds: float) -> None:
+        """Out of connections: whoever has one goes on."""
+        taken: list[asyncpg.Connection] = []
+        with contextlib.suppress(Exception):
+            while len(taken) < 220:
+                taken.append(await asyncpg.connect(self.world.postgres.url, timeout=2))
+        try:
+            async with self._in_force(name, note=f"{len(taken)} connections taken"):
+                await asyncio.sleep(seconds)
+        finally:
+            for connection in taken:
+                connection.terminate()
+
+    async def _f14(self, name: str, seconds: float, what: str) -> None:
+        statement = {
+            "head": "SELECT * FROM revocation_head FOR UPDATE",
+            "pool": "LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE",
+        }[what]
+        async with self._locks["postgres"], self.world.sql() as connection:
+            with contextlib.suppress(asyncpg.PostgresError, OSError):
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '2s'")
+                    await connection.execute(statement)
+                    async with self._in_force(name, note=what):
+                        await asyncio.sleep(seconds)
+
+    # -- clocks
+
+    async def _f15(self, name: str, seconds: float, node: int, step: str) -> None:
+        clock: Path | None = self.world.nodes[node].faketime
+        if clock is None:
+            self.skipped[name] = "libfaketime is not installed"
+            return
+        await asyncio.to_thread(clock.write_text, step)
+        try:
+            async with self._in_force(name, note=f"node {node} {step} s"):
+                await asyncio.sleep(seconds)
+        finally:
+            await asyncio.to_thread(clock.write_text, "+0")

@@ -1,0 +1,362 @@
+"""The world of a run: PostgreSQL, Valkey, N gateways with ports of their own, a proxy between each and each server.
+
+A gateway is the product's own supervisor with one worker, so a worker that is killed comes back. Everything here is
+real and is ours to break; what people do in it is `people`'s, what breaks it is `faults`'.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import asyncpg
+import msgspec
+import redis.asyncio as redis
+
+from config import logging, migrate
+from config.database import connect
+from config.dev import Secrets, fill
+from config.servers import Guardian, Place, Postgres, ServerError, Valkey, free_port
+from config.settings import Settings, with_values
+from gateway.supervisor import Supervisor, listen
+from sessions import registration
+from tests.campaign.client import Client
+from tests.campaign.history import Event, History, Readiness
+from tests.campaign.proxy import Proxy
+from tests.campaign.schedule import Schedule
+
+FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+CAP = 4
+READY = 40.0
+
+FASTER = {
+    "auth.bcrypt_cost": 4,
+    "sessions.max_per_user": CAP,
+    "http_server.trusted_proxies": ["127.0.0.0/8"],
+    "http_server.shutdown_timeout": 1.0,
+    "client.channel_position_check_delay": 2.0,
+    "client.presence_update_interval": 5.0,
+    "client.ping_interval": 5.0,
+    "client.pong_timeout": 3.0,
+    "log.level": "warning",
+}
+
+
+class Unreachable(Exception):
+    """No answer: what became of the request is not known."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One HTTP answer, by our clock."""
+
+    status: int
+    body: Any
+    sent: float
+    at: float
+
+    @property
+    def code(self) -> str:
+        """The problem's."""
+        return str(self.body.get("code", "")) if isinstance(self.body, dict) else ""
+
+
+def with_port(url: str, port: int) -> str:
+    """The URL of a server as it is behind a proxy."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}"))
+
+
+class Node:
+    """One gateway."""
+
+    def __init__(self, index: int, port: int, postgres: Proxy, valkey: Proxy, faketime: Path | None) -> None:
+        self.index, self.port = index, port
+        self.postgres, self.valkey = postgres, valkey
+        self.faketime = faketime
+        self.supervisor: Supervisor
+
+    @property
+    def pid(self) -> int:
+        """The worker's, 0 while there is none."""
+        return next(iter(self.supervisor.pids), 0)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class World:
+    """Everything of one run. Use `running`."""
+
+    def __init__(self, schedule: Schedule, mutation: str = "-") -> None:
+        self.schedule, self.mutation = schedule, mutation
+        self.rng = random.Random(schedule.seed)
+        self.history = History(schedule.lease, schedule.drift, cap=CAP)
+        self.nodes: list[Node] = []
+        self.clients: set[Client] = set()
+        self.errors: list[BaseException] = []  # of the campaign itself
+        self.http: aiohttp.ClientSession
+        self.postgres: Postgres
+        self.valkey: Valkey
+        self.api_key = ""
+        self.ids = itertools.count(1)
+        self._secrets = Secrets.make()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def log(self, event: Event) -> None:
+        """Into the history."""
+        self.history.events.append(event)
+
+    def keep(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run it beside everything else, until the end of the run."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.errors.append(error)
+
+    async def idle(self) -> None:
+        """End what was kept."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- starting
+
+    async def start(self, stack: contextlib.AsyncExitStack, folder: Path) -> None:
+        guardian = Guardian()
+        stack.callback(guardian.close)
+        place = await asyncio.to_thread(Place.at, folder)
+        if place.moved:
+            stack.callback(place.remove)
+        self.folder = folder
+        self.postgres = Postgres(place, port=free_port(), durable=False, guardian=guardian)
+        self.valkey = Valkey(place, port=free_port(), guardian=guardian)
+        stack.push_async_callback(asyncio.to_thread, self.postgres.stop)
+        stack.push_async_callback(asyncio.to_thread, self.valkey.stop)
+        await asyncio.gather(asyncio.to_thread(self.postgres.start), asyncio.to_thread(self.valkey.start))
+        await migrate.apply(self.postgres.url)
+        async with self.sql() as connection:
+            await connection.execute(
+                "UPDATE revocation_head SET lease_seconds = $1, drift_seconds = $2",
+                self.schedule.lease,
+                self.schedule.drift,
+            )
+        self.http = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True, limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        )
+        for index in range(self.schedule.nodes):
+            await self._start_node(stack, index, guardian)
+        async with asyncio.timeout(READY):
+            await asyncio.gather(*(node.supervisor.ready() for node in self.nodes))
+        stack.push_async_callback(self._hang_up)
+        stack.push_async_callback(self.idle)
+
+    async def _start_node(self, stack: contextlib.AsyncExitStack, index: int, guardian: Guardian) -> None:
+        postgres = Proxy(lambda: self.postgres.port, self.rng)
+        valkey = Proxy(lambda: self.valkey.port, self.rng)
+        for proxy in (postgres, valkey):
+            await proxy.start()
+            stack.push_async_callback(proxy.close)
+        sockets = listen("127.0.0.1", 0)
+        port = int(sockets[0].getsockname()[1])
+        steps = {s.args["node"] for s in self.schedule.steps if s.action == "fault" and s.args["name"] == "F15"}
+        clock = self.folder / f"clock-{index}" if FAKETIME is not None and index in steps else None
+        if clock is not None:
+            clock.write_text("+0")
+        node = Node(index, port, postgres, valkey, clock)
+        metrics = Path(tempfile.mkdtemp(prefix="metrics-", dir=self.folder))
+        own = fill(Settings(), self._secrets, port=port)
+        settings = with_values(
+            own,
+            {
+                **FASTER,
+                "database.url": with_port(self.postgres.url, postgres.port),
+                "redis.url": with_port(self.valkey.url, valkey.port),
+            },
+        )
+        self.api_key = settings.http_api.key.get_secret_value()
+        node.supervisor = Supervisor(
+            workers=1,
+            sockets=sockets,
+            metrics=metrics,
+            guardian=guardian,
+            on_dead=self._mourn if self.schedule.seed % 2 else None,
+            command=self._command(node),
+        )
+        stack.push_async_callback(node.supervisor.stop)
+        self.nodes.append(node)
+        node.supervisor.launch()
+        await node.supervisor.start(settings, dev=True)
+
+    def _command(self, node: Node) -> tuple[str, ...]:
+        """A shell puts the worker's words into a file and becomes the worker."""
+        words = [f"CAMPAIGN_BLOCK={2 * self.schedule.lease}"]
+        if node.faketime is not None:
+            words += [
+                f"LD_PRELOAD={FAKETIME}",
+                f"FAKETIME_TIMESTAMP_FILE={node.faketime}",
+                "FAKETIME_CACHE_DURATION=1",
+                "FAKETIME_DONT_FAKE_MONOTONIC=1",
+                "DONT_FAKE_MONOTONIC=1",
+            ]
+        log = self.folder / f"node-{node.index}.log"
+        script = f'exec env {" ".join(words)} "$0" "$@" 2>>"{log}" 1>&2'
+        return ("/bin/sh", "-c", script, sys.executable, "-m", "tests.campaign.worker", self.mutation)
+
+    async def _mourn(self, node: str) -> None:
+        """What `run.py` does: a dead worker's registration goes at once (in every other run; else its peers do it)."""
+        database = with_values(Settings(), {"database.url": self.postgres.url}).database
+        connection = await connect(database, timeout=2.0)
+        try:
+            await registration.remove(connection, node)
+        finally:
+            await connection.close(timeout=1)
+
+    async def _hang_up(self) -> None:
+        for client in tuple(self.clients):
+            client.hang_up()
+        await asyncio.sleep(0)
+
+    # -- talking
+
+    async def call(
+        self,
+        node: int,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str = "",
+        address: str = "",
+        timeout: float = 6.0,
+        **headers: str,
+    ) -> Answer:
+        """One request to one node. Without a token it carries the API key."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token:
+            named["Authorization"] = f"Bearer {token}"
+        elif not path.startswith("/auth"):
+            named["X-API-Key"] = self.api_key
+        if address:
+            named["X-Forwarded-For"] = address
+        sent = time.monotonic()
+        try:
+            async with self.http.request(
+                method,
+                self.nodes[node].url + path,
+                json=body,
+                headers=named,
+                timeout=aiohttp.ClientTimeout(total=timeout),
+            ) as response:
+                text = await response.read()
+                at = time.monotonic()
+                return Answer(
+                    response.status, msgspec.json.decode(text) if text[:1] in (b"{", b"[") else None, sent, at
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+
+    @contextlib.asynccontextmanager
+    async def sql(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to PostgreSQL that no proxy stands before."""
+        connection = await asyncpg.connect(self.postgres.url, timeout=5)
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=1)
+
+    @contextlib.asynccontextmanager
+    async def redis(self) -> AsyncIterator["redis.Redis"]:
+        """The same for Valkey."""
+        client = redis.Redis.from_url(self.valkey.url, socket_timeout=3, socket_connect_timeout=3)
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    async def look(self, node: int) -> bool:
+        """Ask a node whether it is ready, and write the answer down."""
+        try:
+            answer = await self.call(node, "GET", "/ready", timeout=2.0)
+        except Unreachable as error:
+            self.log(Readiness(time.monotonic(), node, False, time.monotonic(), str(error)))
+            return False
+        why = str(answer.body.get("why", "")) if isinstance(answer.body, dict) else ""
+        self.log(Readiness(answer.at, node, answer.status == 200, answer.sent, why))
+        return answer.status == 200
+
+    async def until(self, wanted: Callable[[], Any], seconds: float) -> bool:
+        """Wait until the coroutine function says yes, for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if await wanted():
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    # -- servers
+
+    def postgres_pids(self) -> list[int]:
+        """The postmaster and its children."""
+        parent = self.postgres.pid
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        except OSError:
+            return []
+        return [parent, *map(int, children)]
+
+    def signal_postgres(self, number: signal.Signals) -> None:
+        """To all of it."""
+        for pid in self.postgres_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def start_again(self, server: Postgres | Valkey) -> None:
+        """A server that was killed, on its port, with its data."""
+        for _ in range(40):
+            try:
+                await asyncio.to_thread(server.start)
+            except ServerError:
+                await asyncio.sleep(0.25)
+            else:
+                return
+        raise ServerError(f"{server.name} does not start again")
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="wardgate-campaign-"))
+    folder.chmod(0o711)  # the servers' user passes through
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def running(schedule: Schedule, mutation: str = "-") -> AsyncIterator[World]:
+    """A world, ended in order when the block is left, however that is."""
+    folder = _folder()
+    logging.configure(with_values(Settings(), {"log.level": "none"}).log, node="campaign")
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            world = World(schedule, mutation)
+            await world.start(stack, folder)
+            yield world
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, True)
