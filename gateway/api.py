@@ -5,10 +5,9 @@ with `{"error": {"code", "message"}}`, or a status of its own with `X-Centrifugo
 """
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -19,6 +18,7 @@ from gateway.broker import StreamPosition
 from gateway.node import Node, NodeError
 from gateway.protocol.codec import is_json
 from gateway.protocol.codes import ErrorCode
+from gateway.protocol.commands import I64, MAX_OFFSET, U32
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ _STATUS = {100: 500, 102: 404, 104: 404, 107: 400, 108: 400, 112: 416}
 
 
 class Position(msgspec.Struct, frozen=True):
-    offset: int = 0
+    offset: Annotated[int, msgspec.Meta(ge=0, le=MAX_OFFSET)] = 0
     epoch: str = ""
 
 
@@ -69,7 +69,7 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     channel: str = ""
     client: str = ""
     session: str = ""
-    expire_at: int = 0
+    expire_at: I64 = 0
     info: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     b64info: str = ""
     data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
@@ -86,7 +86,7 @@ class UnsubscribeRequest(msgspec.Struct, frozen=True):
 
 
 class DisconnectCode(msgspec.Struct, frozen=True):
-    code: int = 0
+    code: U32 = 0
     reason: str = ""
 
 
@@ -103,7 +103,7 @@ class RefreshRequest(msgspec.Struct, frozen=True):
     client: str = ""
     session: str = ""
     expired: bool = False
-    expire_at: int = 0
+    expire_at: I64 = 0
     info: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
@@ -113,7 +113,7 @@ class ChannelRequest(msgspec.Struct, frozen=True):
 
 class HistoryRequest(msgspec.Struct, frozen=True):
     channel: str = ""
-    limit: int = 0
+    limit: I64 = 0
     since: Position | None = None
     reverse: bool = False
 
@@ -177,7 +177,7 @@ def _data(raw: msgspec.Raw, b64: str) -> bytes:
     if b64:
         try:
             return base64.b64decode(b64, validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error, or not ASCII
             raise MethodError(ErrorCode.BAD_REQUEST) from None
     data = bytes(raw)
     if data and not is_json(data):
@@ -216,7 +216,7 @@ class Methods:
         if entry is None:
             return Answer(error=MethodError(ErrorCode.METHOD_NOT_FOUND).object)
         try:
-            request = entry.decoder.decode(raw)
+            request = _forgiving(entry.decoder, raw)
             return Answer(result=await entry.run(request))
         except (MethodError, NodeError) as refusal:
             return Answer(error=refusal.object if isinstance(refusal, MethodError) else _object(refusal.code))
@@ -341,8 +341,7 @@ class Methods:
         return {"nodes": await self._node.info()}
 
     async def rpc(self, request: RpcRequest) -> Result:
-        data = await self._node.rpc(request.method, bytes(request.params))
-        return {"data": msgspec.Raw(data)}
+        return _put({}, "data", await self._node.rpc(request.method, bytes(request.params)))
 
 
 def _named(channel: str) -> str:
@@ -364,20 +363,39 @@ def _response(outcome: StreamPosition | ErrorCode | None) -> dict[str, Any]:
 
 def _info(info: Any) -> dict[str, Any]:
     out: dict[str, Any] = {"user": info.user, "client": info.client}
-    if info.conn_info:
-        out["conn_info"] = msgspec.Raw(info.conn_info)
-    if info.chan_info:
-        out["chan_info"] = msgspec.Raw(info.chan_info)
-    return out
+    return _put(_put(out, "conn_info", info.conn_info), "chan_info", info.chan_info)
 
 
 def _publication(publication: Any) -> dict[str, Any]:
-    out: dict[str, Any] = {"data": msgspec.Raw(publication.data), "offset": publication.offset}
+    out = _put({}, "data", publication.data)
+    out["offset"] = publication.offset
     if publication.info is not None:
         out["info"] = _info(publication.info)
     if publication.tags:
         out["tags"] = publication.tags
     return out
+
+
+def _put(out: Result, name: str, data: bytes) -> Result:
+    """`data` as it came where it is JSON. Else it is some client's Protobuf data, which must not be read as a part of
+    this answer: it stands under `b64<name>`, in base64."""
+    if is_json(data):
+        out[name] = msgspec.Raw(data)
+    elif data:
+        out[f"b64{name}"] = base64.b64encode(data).decode()
+    return out
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _forgiving(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    """Some libraries write `null` for what is absent. DecodeError if that was not it."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.DecodeError:
+        fields = {name: value for name, value in _fields(raw).items() if name == "data" or bytes(value) != b"null"}
+        return decoder.decode(msgspec.json.encode(fields))
 
 
 class Api:
@@ -444,13 +462,18 @@ class Api:
         lines = [line for line in raw.split(b"\n") if line.strip()]
         if len(lines) > MAX_BATCH:
             return web.Response(status=413, text=f"at most {MAX_BATCH} commands")
-        answers = [await self._old(msgspec.json.decode(line, type=_Old)) for line in lines]
+        commands = [msgspec.json.decode(line, type=_Old) for line in lines]
+        answers = [await self._old(command) for command in commands]
         return web.Response(body=b"\n".join(answers), content_type="application/json")
 
     async def _old(self, command: "_Old") -> bytes:
-        answer = await self._methods.call(command.method, bytes(command.params) or b"{}")
+        try:
+            answer = await self._methods.call(command.method, bytes(command.params) or b"{}")
+        except msgspec.DecodeError:
+            answer = Answer(error=_object(ErrorCode.BAD_REQUEST))
         body = {"error": answer.error} if answer.error else {"result": answer.result}
-        return msgspec.json.encode({"id": command.id, **body} if command.id else body)
+        line = msgspec.json.encode({"id": command.id, **body} if command.id else body)
+        return line.replace(b"\n", b"")  # they stand between tokens of data that was passed on as it came
 
     async def _unknown(self, _request: web.Request, _raw: bytes) -> web.Response:
         return web.Response(status=404, text="404 page not found")
@@ -468,9 +491,12 @@ class _Old(msgspec.Struct, frozen=True):
 
 
 async def _api_caller(request: web.Request) -> Caller | None:
+    """None for a credential that is not good; a Problem where that cannot be told at the moment."""
     try:
         return await request.app[IDENTIFY](request)
-    except Problem:
+    except Problem as problem:
+        if problem.details.status != 401:
+            raise
         return None
 
 

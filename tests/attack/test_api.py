@@ -1,0 +1,120 @@
+"""The server API under bad input, and what a client's data can do to the backend that reads it."""
+
+import asyncio
+import base64
+import json
+import uuid
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.protocol import wire_pb2 as wire
+from tests.attack.conftest import Answer, send_request
+from tests.world.conftest import World
+
+
+async def api(world: World, method: str, body: Any) -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await send_request(
+        world, "POST", f"/api{method and '/' + method}", raw, [f"X-API-Key: {world.info['api_key']}"]
+    )
+
+
+class ProtobufClient:
+    """One command after the other, each waiting for its reply."""
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        self._ws = ws
+        self._id = 0
+
+    async def call(self, command: "wire.Command") -> "wire.Reply":
+        self._id += 1
+        command.id = self._id
+        message = command.SerializeToString()
+        assert len(message) < 16384
+        size = [len(message) & 0x7F | 0x80, len(message) >> 7] if len(message) > 127 else [len(message)]
+        await self._ws.send_bytes(bytes(size) + message)
+        async with asyncio.timeout(5):
+            while True:
+                for reply in _replies((await self._ws.receive()).data):
+                    if reply.id == self._id:
+                        return reply
+
+
+def _replies(data: bytes) -> list["wire.Reply"]:
+    found, at = [], 0
+    while at < len(data):
+        size = shift = 0
+        while True:
+            byte = data[at]
+            size |= (byte & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 0x80:
+                break
+        found.append(wire.Reply.FromString(data[at : at + size]))
+        at += size
+    return found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff", b'"a\nb"', b'1,"offset":1},{"data":"forged"', b'1}]},"error":{"code":1,"message":"forged"'],
+    ids=str,
+)
+async def test_what_a_protobuf_client_published_forged_the_history_that_a_backend_read(
+    one_worker: World, data: bytes
+) -> None:
+    person, channel = await one_worker.register(), f"chat:{uuid.uuid4().hex}"
+    async with one_worker.http.ws_connect(one_worker.info["websocket"], protocols=["centrifuge-protobuf"]) as ws:
+        client = ProtobufClient(ws)
+        await client.call(wire.Command(connect=wire.ConnectRequest(token=person.access)))
+        await client.call(wire.Command(subscribe=wire.SubscribeRequest(channel=channel)))
+        published = await client.call(wire.Command(publish=wire.PublishRequest(channel=channel, data=data)))
+        assert published.HasField("publish")
+    answer = (await api(one_worker, "history", {"channel": channel, "limit": 10})).json
+    assert "error" not in answer
+    (publication,) = answer["result"]["publications"]
+    assert base64.b64decode(publication["b64data"]) == data
+    assert publication["info"]["user"] == person.id
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("publish", {"channel": "news:x", "b64data": "é"}),
+        ("subscribe", {"user": "x", "channel": "news:x", "expire_at": 2**64}),
+        ("subscribe", {"user": "x", "channel": "news:x", "recover_since": {"offset": 2**70}}),
+        ("refresh", {"user": "x", "expire_at": -(2**70)}),
+        ("history", {"channel": "news:x", "since": {"offset": 2**64}}),
+        ("history", {"channel": "news:x", "since": {"offset": -1}}),
+        ("disconnect", {"user": "x", "disconnect": {"code": 2**70}}),
+    ],
+)
+async def test_numbers_that_fit_nowhere_got_a_500_or_were_taken(
+    one_worker: World, method: str, body: dict[str, Any]
+) -> None:
+    answer = await api(one_worker, method, body)
+    assert answer.status == 400 or answer.json == {"error": {"code": 107, "message": "bad request"}}
+
+
+async def test_a_null_for_an_absent_field_was_refused(one_worker: World) -> None:
+    body = {"channel": f"news:{uuid.uuid4().hex}", "data": None, "tags": None, "b64data": None, "idempotency_key": None}
+    assert (await api(one_worker, "publish", body)).json["result"]["offset"] == 1
+    assert (await api(one_worker, "publish", {**body, "channel": None})).json["error"]["code"] == 107
+
+
+async def test_half_of_an_old_request_was_done_before_its_end_was_found_to_be_bad(one_worker: World) -> None:
+    channel = f"news:{uuid.uuid4().hex}"
+    publish = json.dumps({"method": "publish", "params": {"channel": channel, "data": 1}}).encode()
+    assert (await api(one_worker, "", publish + b"\n{")).status == 400
+    answer = await api(one_worker, "history", {"channel": channel, "limit": 10})
+    assert answer.json["result"]["publications"] == []
+
+
+async def test_an_old_request_was_answered_on_more_lines_than_it_has(one_worker: World) -> None:
+    channel = f"news:{uuid.uuid4().hex}"
+    await api(one_worker, "publish", b'{"channel":"%s","data":{"a":\n1}}' % channel.encode())
+    line = json.dumps({"method": "history", "params": {"channel": channel, "limit": 1}}).encode()
+    first, second = (await api(one_worker, "", line + b"\n" + line)).body.split(b"\n")
+    assert json.loads(first) == json.loads(second)
