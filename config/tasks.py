@@ -1,7 +1,8 @@
 """Background tasks: held, named, and started again when they fail. The death of one is never silent.
 
 What a task does is its room's affair; it runs until it is cancelled, and an exception is a failure that is logged and
-counted. Nothing here decides what a failure means.
+counted. So is a cancellation that nobody asked this task for: what it waited for was cancelled by another. Nothing here
+decides what a failure means.
 """
 
 import asyncio
@@ -50,15 +51,21 @@ class Tasks:
             started = loop.time()
             try:
                 return await run()
-            except Exception:
-                self.failures += 1
-                log.exception("background_task_failed", task=name)
+            except (Exception, asyncio.CancelledError):
+                self._failed(name)
             pause = FIRST_PAUSE if loop.time() - started > LONGEST_PAUSE else min(pause * 2, LONGEST_PAUSE)
             await asyncio.sleep(pause)
 
     async def _guard(self, name: str, work: Awaitable[None]) -> None:
         try:
             await work
-        except Exception:
-            self.failures += 1
-            log.exception("background_task_failed", task=name)
+        except (Exception, asyncio.CancelledError):
+            self._failed(name)
+
+    def _failed(self, name: str) -> None:
+        """Within an `except`. The task's own cancellation is no failure: it goes on its way."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        self.failures += 1
+        log.exception("background_task_failed", task=name)
