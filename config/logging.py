@@ -12,6 +12,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from config.settings import Log
 
@@ -59,6 +61,21 @@ def _scrubbed(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mu
     return {key: _scrub_under(key, value, 0) for key, value in event.items()}
 
 
+class _PlainRefusals(logging.Filter):
+    """What is no HTTP is its sender's fault: one line, no trace, and no piece of it, for that may hold a cookie."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | RequestPayloadError):
+            record.msg, record.args = "malformed_request %s", (type(error).__name__,)
+            record.exc_info = None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return logging.getLogger().isEnabledFor(record.levelno)
+
+
+_PLAIN_REFUSALS = _PlainRefusals()
+
+
 def configure(settings: Log, *, node: str = "", stream: TextIO | None = None) -> None:
     """Set up structlog and the standard library's logging for this process. May be called again."""
     level, stream = _LEVELS[settings.level], stream or sys.stderr
@@ -102,5 +119,6 @@ def configure(settings: Log, *, node: str = "", stream: TextIO | None = None) ->
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    logging.getLogger("aiohttp.server").addFilter(_PLAIN_REFUSALS)
     # Other people's debug output is no part of ours.
     root.setLevel(max(level, logging.INFO))

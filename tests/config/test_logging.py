@@ -1,5 +1,6 @@
 """Logs: JSON on one line, and no secret in any of the ways one could get in."""
 
+import asyncio
 import io
 import json
 import logging
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import structlog
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from config import logging as ours
 from config.settings import Log
@@ -113,3 +116,27 @@ def test_the_console_form_is_for_people(capsys: pytest.CaptureFixture[str], stre
     assert "slow" in stream.getvalue()
     assert "client=c1" in stream.getvalue()
     assert "hunter2" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nCookie: wardgate=SECRET\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-API-Key: " + b"SECRET" * 2000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nSECRET\r\n",
+    ],
+    ids=["cookie", "long key", "chunk"],
+)
+async def test_a_secret_in_a_malformed_request_was_logged_with_a_trace(stream: io.StringIO, sent: bytes) -> None:
+    async def nothing(_request: web.BaseRequest) -> web.Response:
+        return web.Response()
+
+    async with RawTestServer(nothing) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(sent)
+        assert (await reader.readline()).startswith(b"HTTP/1.0 400 ")
+        writer.close()
+    refused = [line for line in lines(stream) if line.get("logger") == "aiohttp.server"]
+    assert [line["level"] for line in refused] == ["info"]
+    assert "SECRET" not in stream.getvalue()
+    assert "exception" not in refused[0]
