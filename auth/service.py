@@ -289,7 +289,7 @@ class Users:
 
 async def end_logins(writing: Ledger, id: str, now: float, *, except_sid: str = "") -> int:
     """End every live session of a locked subject but one, because the password changed; how many these are."""
-    live = await store.lock_live(writing.connection, id, now=now, limit=2000)
+    live = await store.lock_live(writing.connection, id, now=now)
     others = [sid for sid in live if sid != except_sid]
     for sid in others:
         writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REVOKED, reason="password_changed"))

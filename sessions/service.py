@@ -468,16 +468,19 @@ class Sessions:
 
     async def end_one(self, by: Actor, sid: str) -> bool:
         """End one of the actor's own sessions; False when there is none such. Ending what is over changes nothing."""
-        async with self._ending(by) as (writing, live):
+        async with self._ending(by, [by.sid, sid] if ids.is_sid(sid) else [by.sid]) as (writing, live):
             if sid in live:
                 await self._end(writing, by, [sid], "ended_by_user")
                 return True
             return ids.is_sid(sid) and await store.owns(writing.connection, by.subject, sid)
 
     async def end_others(self, by: Actor) -> None:
-        """End all of the actor's sessions but the one that acts."""
-        async with self._ending(by) as (writing, live):
-            await self._end(writing, by, [sid for sid in live if sid != by.sid], "ended_by_user")
+        """End all of the actor's sessions but the one that acts; very many in several transactions."""
+        more = True
+        while more:
+            async with self._ending(by, most=ENDED_AT_ONCE) as (writing, live):
+                await self._end(writing, by, [sid for sid in live if sid != by.sid], "ended_by_user")
+            more = len(live) == ENDED_AT_ONCE
 
     async def end_all(self, by: Actor) -> None:
         """End all of the actor's sessions, this one too, and those that nobody has seen yet."""
@@ -495,17 +498,20 @@ class Sessions:
 
     async def logout(self, by: Actor) -> None:
         """End the session that acts."""
-        async with self._ending(by) as (writing, _):
+        async with self._ending(by, [by.sid]) as (writing, _):
             await self._end(writing, by, [by.sid], "logout")
 
     @asynccontextmanager
-    async def _ending(self, by: Actor) -> AsyncIterator[tuple[Writing, Sequence[str]]]:
-        """A transaction of the actor's (7e), with the sids of their live sessions, all of them locked: the subject
-        first, then the sessions in order. Once it is left the ends are committed and applied here (8b)."""
+    async def _ending(
+        self, by: Actor, only: Sequence[str] | None = None, *, most: int | None = None
+    ) -> AsyncIterator[tuple[Writing, Sequence[str]]]:
+        """A transaction of the actor's (7e), with the sids of their live sessions (`only` these; at `most` so many),
+        all of them locked: the subject first, then the sessions in order. Once it is left the ends are committed and
+        applied here (8b)."""
         with translated():
             async with self._revocations.writing(actor=by.name) as writing:
                 await store.subject(writing.connection, by.subject, lock=True)
-                live = await store.lock_live(writing.connection, by.subject, now=self.now(), limit=ENDED_AT_ONCE)
+                live = await store.lock_live(writing.connection, by.subject, now=self.now(), only=only, limit=most)
                 await writing.require_live(by.sid)
                 yield writing, live
 

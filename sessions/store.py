@@ -103,8 +103,9 @@ FROM {sessions} s JOIN {subjects} u ON u.id = s.subject CROSS JOIN revocation_he
 """  # noqa: S608 - constants of this module
 
 
+# `ended_at` and not `ended_code`: the indexes of what has not ended ask for that one.
 _LIVE = """
-    s.ended_code IS NULL AND s.born >= u.revoked_below AND e.code IS NULL AND u.state = 'active'
+    s.ended_at IS NULL AND s.born >= u.revoked_below AND e.code IS NULL AND u.state = 'active'
     AND s.expires_at > to_timestamp($1) AND s.last_seen_at + s.idle_seconds * interval '1 second' > to_timestamp($1)"""
 
 
@@ -255,14 +256,22 @@ async def owns(connection: Connection, subject: str, sid: str) -> bool:
 _OWNS = "SELECT true FROM sessions WHERE subject = $1 AND sid = $2"
 
 
-async def lock_live(connection: Connection, subject: str, *, now: float, limit: int) -> list[str]:
-    """The sids of a subject's live sessions of every kind, their rows locked in this order."""
-    return [record["sid"] for record in await connection.fetch(_LOCK_LIVE, now, subject, limit)]
+async def lock_live(
+    connection: Connection,
+    subject: str,
+    *,
+    now: float,
+    only: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """The sids of a subject's live sessions of every kind, their rows locked in this order; `only` those of these."""
+    return [record["sid"] for record in await connection.fetch(_LOCK_LIVE, now, subject, limit, only)]
 
 
 _LOCK_LIVE = f"""
 SELECT s.sid FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
-WHERE {_LIVE} AND s.subject = $2 ORDER BY s.sid LIMIT $3 FOR NO KEY UPDATE OF s
+WHERE {_LIVE} AND s.subject = $2 AND ($4::text[] IS NULL OR s.sid = ANY($4))
+ORDER BY s.sid LIMIT $3::bigint FOR NO KEY UPDATE OF s
 """  # noqa: S608 - constants of this module
 
 
@@ -319,7 +328,7 @@ async def touch(connection: Executor, seen: Mapping[str, float]) -> None:
 
 _TOUCH = """
 WITH free AS (
-    SELECT s.sid FROM sessions s WHERE s.sid = ANY($1::text[]) AND s.ended_code IS NULL
+    SELECT s.sid FROM sessions s WHERE s.sid = ANY($1::text[]) AND s.ended_at IS NULL
     ORDER BY s.sid FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE sessions s SET last_seen_at = to_timestamp(i.at)

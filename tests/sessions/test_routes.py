@@ -196,6 +196,26 @@ async def test_28_the_others_end_and_this_one_lives(site: Site, login: Logins, s
     assert await site.call("DELETE", "/auth/sessions?scope=others", mine) == (204, None)
 
 
+async def test_28_with_very_many_sessions_some_of_the_others_went_on(
+    site: Site, login: Logins, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.service.ENDED_AT_ONCE", 2)
+    opened = [await login() for _ in range(5)]
+    assert await site.call("DELETE", "/auth/sessions?scope=others", opened[2]) == (204, None)
+    assert [await is_live(sessions, o) for o in opened] == [False, False, True, False, False]
+
+
+async def test_28_with_very_many_sessions_one_was_said_to_have_ended_and_had_not(
+    site: Site, login: Logins, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.service.ENDED_AT_ONCE", 2)
+    opened = [await login() for _ in range(5)]
+    last = max(opened, key=sid)
+    mine = next(o for o in opened if o is not last)
+    assert await site.call("DELETE", f"/auth/sessions/{sid(last)}", mine) == (204, None)
+    assert not await is_live(sessions, last)
+
+
 async def test_28_all_end(site: Site, login: Logins, sessions: Sessions) -> None:
     mine, other, bobs = await login(), await login(), await login("bob")
     assert await site.call("DELETE", "/auth/sessions?scope=all", mine) == (204, None)
