@@ -86,7 +86,7 @@ def about(cores: Cores, sizes: Sizes) -> dict[str, str]:
 
 
 async def measure(run: Run, names: list[str]) -> tuple[list[table.Row], list[str]]:
-    """All rows, and what failed. SIGTERM ends it as Ctrl-C does: servers are stopped first."""
+    """All rows, and what failed. SIGTERM and Ctrl-C stop the servers and leave what was measured before."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -96,6 +96,10 @@ async def measure(run: Run, names: list[str]) -> tuple[list[table.Row], list[str
         say(f"{name}: {(MEASURES[name].__doc__ or '').strip()}")
         try:
             rows += await MEASURES[name](run)
+        except asyncio.CancelledError:
+            task.uncancel()
+            failed.append(f"{name}: stopped")
+            return rows, failed
         except Exception as error:  # the other measures are worth having
             failed.append(f"{name}: {type(error).__name__}: {error}")
             say(f"  failed: {failed[-1]}")
@@ -104,6 +108,9 @@ async def measure(run: Run, names: list[str]) -> tuple[list[table.Row], list[str
 
 def main() -> int:
     options = arguments()
+    if sys.platform != "linux":
+        say("the bench reads /proc and waits on epoll: Linux only")
+        return 2
     sizes = QUICK if options.quick else FULL
     for name in ("rounds", "seconds"):
         if getattr(options, name):
@@ -115,18 +122,14 @@ def main() -> int:
     facts = about(cores, sizes)
     makers = contestants(options, sizes)
     os.sched_setaffinity(0, rest)
-    try:
-        rows, failed = uvloop.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        say("stopped")
-        return 1
+    rows, failed = uvloop.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
     shown = [name for name in SERVERS if any(name in row.figures for row in rows)]
     if options.json:
         print(json.dumps({"about": facts, "rows": [row.as_json() for row in rows], "failed": failed}, indent=1))
     else:
         print("\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
         print(table.text(rows, shown))
-        print("\n".join(["", *(f"{name}: {SERVERS[name].about}" for name in shown)]))
+        print("\n".join(["", *(f"{name}: {SERVERS[name].about}" for name in shown), *failed]))
     if options.markdown:
         table.write_markdown(README, rows, shown, facts)
     return 1 if failed else 0

@@ -430,16 +430,19 @@ async def scale(run: Run) -> list[Row]:
     rows = [Row(f"fan-out, {n:,} subscribers", "us/delivery") for n in (sizes.few, sizes.many)]
     growth = Row(f"growth, {sizes.few:,} -> {sizes.many:,} subscribers", "x", "<= floor")
     weight = [Row(f"memory of a connection, {n:,} of them", "KB RSS") for n in (sizes.few, sizes.many)]
-    weight[1].reach = "flat"
+    arrival = [Row(f"connect by token, up to {n:,}", "us/connection") for n in (sizes.few, sizes.many)]
+    weight[1].reach = arrival[1].reach = "flat"
     async with run.beds(lambda kind: kind.tokens or kind.name == "floor") as beds:
         base: dict[str, int] = {}
         for bed in beds:
             await bed.warm(100)
             base[bed.server.name] = resident_kb(bed.server.pids())
-        for count, row, heavy in zip((sizes.few, sizes.many), rows, weight, strict=True):
+        for count, row, heavy, come in zip((sizes.few, sizes.many), rows, weight, arrival, strict=True):
             for bed in beds:
                 say(f"  {count:,} connections: {bed.server.name}")
-                await bed.open(bed.server.peers(count - bed.opened, lambda n: CHANNEL))
+                before = bed.opened
+                sample = await connecting(bed, bed.server.peers(count - before, lambda n: CHANNEL))
+                come.figures[bed.server.name] = Figure([sample.micros(bed.opened - before)], bed.note)
                 await paced(bed, [CHANNEL], budget / count, 1.0, bed.opened)
                 grown = resident_kb(bed.server.pids()) - base[bed.server.name]
                 if bed.server.name != "floor":
@@ -453,7 +456,7 @@ async def scale(run: Run) -> list[Row]:
         for bed in beds:
             name = bed.server.name
             growth.figures[name] = Figure([rows[1].figures[name].value / rows[0].figures[name].value])
-    return [*rows, growth, *weight]
+    return [*rows, growth, *arrival, *weight]
 
 
 MEASURES: dict[str, Callable[[Run], Awaitable[list[Row]]]] = {
