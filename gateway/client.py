@@ -414,12 +414,13 @@ class Client:
     def follows(self, standing: Standing) -> bool:
         """Whether a refresh may hold this connection to `standing` (9c).
 
-        The same user of the same issuer; the same session, unless an external token without a `sid` of its own brings
-        the session of the new token.
+        The same user of the same issuer, nobody being one too; the same session, unless a token of others without a
+        `sid` of its own brings the session of the new token.
         """
         if standing.user != self.user or standing.issuer != self.issuer:
             return False
-        return standing.sid == self.sid or (standing.kind == self.kind == "external" and not standing.own_sid)
+        moves = standing.kind == self.kind and self.kind in ("external", "anonymous")
+        return standing.sid == self.sid or (moves and not standing.own_sid)
 
     def seen(self, now: float) -> None:
         """Activity: the idle end moves away. `idle_at` is when to ask next whether it has come."""

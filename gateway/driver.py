@@ -157,8 +157,9 @@ class Driver:
         except Disconnect as end:
             hub.close(peer, end.close)
             return
-        for command in refused:
-            self._refuse(peer, command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+        if peer.phase is not Phase.REFUSED:
+            for command in refused:
+                self._error(peer, command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
         if not peer.queue:
             return
         self.commands += len(commands)
@@ -225,12 +226,14 @@ class Driver:
                 self._refuse(peer, id, Refused(ErrorCode.INTERNAL))
 
     def _refuse(self, peer: Peer, id: int, refusal: Refused) -> None:
-        self.failed += 1
+        """The command that was performed failed; if that was the connect, nothing more is answered."""
         if peer.phase is Phase.CONNECTING:
             peer.phase = Phase.REFUSED
             peer.queue = None
-        elif peer.home is not None and peer.phase is Phase.REFUSED:
-            return
+        self._error(peer, id, refusal)
+
+    def _error(self, peer: Peer, id: int, refusal: Refused) -> None:
+        self.failed += 1
         if id:
             codec = peer.encoding.codec
             self._hub.send(peer, codec.error(id, refusal.code, refusal.message, refusal.temporary))
@@ -274,6 +277,7 @@ class Driver:
         """The connect reply with its subscriptions, live in the same step."""
         async with self._parts.joining.tickets(peer, wishes) as tickets:
             self._live(peer)
+            tickets = [ticket for ticket in tickets if ticket.place.name not in peer.subs]
             result.subs = {ticket.place.name: ticket.result() for ticket in tickets}
             self._reply(peer, id, result)
             for ticket in tickets:
@@ -402,6 +406,8 @@ class Driver:
         await self._hub.pass_gate(peer)
         async with self._parts.joining.tickets(peer, [wish]) as (ticket,):
             self._live(peer)
+            if channel.name in peer.subs:  # by an order of a backend, meanwhile
+                raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
             self._reply(peer, effect.id, ticket.result())
             self._parts.joining.enter(ticket)
         await self._parts.joining.announce(ticket)
@@ -576,7 +582,10 @@ class Driver:
         except Problem as problem:
             log.info("session_not_asked", sid=sid, why=problem.code)
             return
-        if peer.home is not self._hub.current or peer.sid != sid or reading is None:
+        if peer.home is not self._hub.current or peer.sid != sid:
+            return
+        if reading is None:  # over for so long that its row is gone, or a failover lost its login
+            self._hub.end(peer, Ended(EXPIRED, "absolute", at=self._database_now()))
             return
         now, database_now = self._hub.clock(), self._database_now()
         session = reading.session

@@ -4,14 +4,29 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.world.conftest import World, one_worker, three_workers
+import jwt
+import pytest
 
-__all__ = ["Answer", "one_worker", "raw_http", "send_request", "three_workers", "unsigned"]
+from tests.world.conftest import World, running
+
+ISSUER_SECRET = "a secret of a backend that makes its own tokens"
+
+
+@pytest.fixture(scope="session")
+async def world() -> AsyncIterator[World]:
+    """Two workers, and a backend whose tokens are taken."""
+    async with running(2, WARDGATE_CLIENT_TOKEN_HMAC_SECRET_KEY=ISSUER_SECRET) as running_world:
+        yield running_world
+
+
+def token(**claims: Any) -> str:
+    """A connection or subscription token of that backend."""
+    return jwt.encode(claims, ISSUER_SECRET, "HS256")
 
 
 @dataclass

@@ -63,16 +63,16 @@ def _replies(data: bytes) -> list["wire.Reply"]:
     ids=str,
 )
 async def test_what_a_protobuf_client_published_forged_the_history_that_a_backend_read(
-    one_worker: World, data: bytes
+    world: World, data: bytes
 ) -> None:
-    person, channel = await one_worker.register(), f"chat:{uuid.uuid4().hex}"
-    async with one_worker.http.ws_connect(one_worker.info["websocket"], protocols=["centrifuge-protobuf"]) as ws:
+    person, channel = await world.register(), f"chat:{uuid.uuid4().hex}"
+    async with world.http.ws_connect(world.info["websocket"], protocols=["centrifuge-protobuf"]) as ws:
         client = ProtobufClient(ws)
         await client.call(wire.Command(connect=wire.ConnectRequest(token=person.access)))
         await client.call(wire.Command(subscribe=wire.SubscribeRequest(channel=channel)))
         published = await client.call(wire.Command(publish=wire.PublishRequest(channel=channel, data=data)))
         assert published.HasField("publish")
-    answer = (await api(one_worker, "history", {"channel": channel, "limit": 10})).json
+    answer = (await api(world, "history", {"channel": channel, "limit": 10})).json
     assert "error" not in answer
     (publication,) = answer["result"]["publications"]
     assert base64.b64decode(publication["b64data"]) == data
@@ -92,29 +92,29 @@ async def test_what_a_protobuf_client_published_forged_the_history_that_a_backen
     ],
 )
 async def test_numbers_that_fit_nowhere_got_a_500_or_were_taken(
-    one_worker: World, method: str, body: dict[str, Any]
+    world: World, method: str, body: dict[str, Any]
 ) -> None:
-    answer = await api(one_worker, method, body)
+    answer = await api(world, method, body)
     assert answer.status == 400 or answer.json == {"error": {"code": 107, "message": "bad request"}}
 
 
-async def test_a_null_for_an_absent_field_was_refused(one_worker: World) -> None:
+async def test_a_null_for_an_absent_field_was_refused(world: World) -> None:
     body = {"channel": f"news:{uuid.uuid4().hex}", "data": None, "tags": None, "b64data": None, "idempotency_key": None}
-    assert (await api(one_worker, "publish", body)).json["result"]["offset"] == 1
-    assert (await api(one_worker, "publish", {**body, "channel": None})).json["error"]["code"] == 107
+    assert (await api(world, "publish", body)).json["result"]["offset"] == 1
+    assert (await api(world, "publish", {**body, "channel": None})).json["error"]["code"] == 107
 
 
-async def test_half_of_an_old_request_was_done_before_its_end_was_found_to_be_bad(one_worker: World) -> None:
+async def test_half_of_an_old_request_was_done_before_its_end_was_found_to_be_bad(world: World) -> None:
     channel = f"news:{uuid.uuid4().hex}"
     publish = json.dumps({"method": "publish", "params": {"channel": channel, "data": 1}}).encode()
-    assert (await api(one_worker, "", publish + b"\n{")).status == 400
-    answer = await api(one_worker, "history", {"channel": channel, "limit": 10})
+    assert (await api(world, "", publish + b"\n{")).status == 400
+    answer = await api(world, "history", {"channel": channel, "limit": 10})
     assert answer.json["result"]["publications"] == []
 
 
-async def test_an_old_request_was_answered_on_more_lines_than_it_has(one_worker: World) -> None:
+async def test_an_old_request_was_answered_on_more_lines_than_it_has(world: World) -> None:
     channel = f"news:{uuid.uuid4().hex}"
-    await api(one_worker, "publish", b'{"channel":"%s","data":{"a":\n1}}' % channel.encode())
+    await api(world, "publish", b'{"channel":"%s","data":{"a":\n1}}' % channel.encode())
     line = json.dumps({"method": "history", "params": {"channel": channel, "limit": 1}}).encode()
-    first, second = (await api(one_worker, "", line + b"\n" + line)).body.split(b"\n")
+    first, second = (await api(world, "", line + b"\n" + line)).body.split(b"\n")
     assert json.loads(first) == json.loads(second)

@@ -9,8 +9,8 @@ NESTED = b"[" * 1200 + b"]" * 1200
 
 
 @pytest.mark.parametrize("body", [rb'{"\ud800":1}', rb'{"\udfff`\udfff":1}', rb'{"email":{"\ud800":1}}'])
-async def test_a_name_of_half_a_character_got_a_500(one_worker: World, body: bytes) -> None:
-    answer = await send_request(one_worker, "POST", "/auth/login", body)
+async def test_a_name_of_half_a_character_got_a_500(world: World, body: bytes) -> None:
+    answer = await send_request(world, "POST", "/auth/login", body)
     assert (answer.status, answer.code) == (400, "malformed")
 
 
@@ -21,17 +21,15 @@ async def test_a_name_of_half_a_character_got_a_500(one_worker: World, body: byt
         (b'{"alg":"ES256","typ":"at+jwt","kid":"x"}', b'{"iss":"wardgate","a":' + NESTED + b"}"),
     ],
 )
-async def test_a_deeply_nested_token_that_nobody_signed_got_a_500(
-    one_worker: World, header: bytes, payload: bytes
-) -> None:
+async def test_a_deeply_nested_token_that_nobody_signed_got_a_500(world: World, header: bytes, payload: bytes) -> None:
     bearer = f"Authorization: Bearer {unsigned(header, payload)}"
-    answer = await send_request(one_worker, "GET", "/auth/me", headers=[bearer])
+    answer = await send_request(world, "GET", "/auth/me", headers=[bearer])
     assert (answer.status, answer.code) == (401, "unauthenticated")
 
 
 @pytest.mark.parametrize("key", ["é" * 12, "\udce9" * 24])
-async def test_a_handshake_key_that_is_not_ascii_got_a_500(one_worker: World, key: str) -> None:
-    answer = await raw_http(one_worker, handshake(key=key))
+async def test_a_handshake_key_that_is_not_ascii_got_a_500(world: World, key: str) -> None:
+    answer = await raw_http(world, handshake(key=key))
     assert (answer.status, answer.code) == (400, "malformed")
 
 
@@ -44,5 +42,5 @@ async def test_a_handshake_key_that_is_not_ascii_got_a_500(one_worker: World, ke
     ],
     ids=["HEAD", "HTTP/1.0", "two keys"],
 )
-async def test_what_is_no_handshake_was_upgraded(one_worker: World, upgrade: bytes) -> None:
-    assert (await raw_http(one_worker, upgrade, to_the_end=True)).status == 400
+async def test_what_is_no_handshake_was_upgraded(world: World, upgrade: bytes) -> None:
+    assert (await raw_http(world, upgrade, to_the_end=True)).status == 400

@@ -1,0 +1,41 @@
+"""A malicious, or merely unlucky, client on the WebSocket."""
+
+import asyncio
+import json
+import time
+
+import aiohttp
+
+from tests.attack.conftest import token
+from tests.world.conftest import World
+
+
+async def _heard(ws: aiohttp.ClientWebSocketResponse, count: int) -> list[dict[str, object]]:
+    """The next `count` messages."""
+    found: list[dict[str, object]] = []
+    async with asyncio.timeout(5):
+        while len(found) < count:
+            message = await ws.receive()
+            assert message.type is aiohttp.WSMsgType.TEXT, message
+            found += [json.loads(line) for line in message.data.split("\n")]
+    return found
+
+
+async def test_commands_over_the_rate_while_connecting_swallowed_all_others(world: World) -> None:
+    person = await world.register()
+    async with world.http.ws_connect(world.info["websocket"]) as ws:
+        commands = [{"id": n, "unsubscribe": {"channel": "chat:x"}} for n in range(2, 602)]
+        await ws.send_str(json.dumps({"id": 1, "connect": {"token": person.access}}))
+        await ws.send_str("\n".join(map(json.dumps, commands)))
+        replies = await _heard(ws, 601)
+    by_id = {reply["id"]: reply for reply in replies}
+    assert by_id.keys() == set(range(1, 602))
+    assert "connect" in by_id[1]
+    assert ["error" in by_id[n] for n in range(2, 602)] == [n > 500 for n in range(2, 602)]
+
+
+async def test_an_anonymous_client_was_ended_for_good_when_its_token_was_renewed(world: World) -> None:
+    first, second = (token(sub="", jti=jti, exp=int(time.time()) + 60) for jti in ("one", "two"))
+    client = await world.socket(first)
+    assert (await client.command(refresh={"token": second}))["refresh"]["expires"] is True
+    assert client.code is None
