@@ -162,3 +162,19 @@ async def test_figures_are_those_of_the_metrics_tables(worker: Worker) -> None:
     assert figures["deliveries"] >= 1
     assert figures["commands"] == 3
     await a.close()
+
+
+async def test_a_backend_and_a_client_that_subscribe_at_once_make_one_subscription(worker: Worker) -> None:
+    a = await worker.connect("7")
+    for n in range(10):
+        channel = f"chat:{n}"
+        reply, _ = await asyncio.gather(
+            a.ask(subscribe={"channel": channel}), worker.api("subscribe", {"user": "7", "channel": channel})
+        )
+        await worker.api("publish", {"channel": channel, "data": n})
+        await a.until(lambda channel=channel: a.pubs(channel) != [])  # type: ignore[misc]
+        assert a.pubs(channel) == [n]
+        pushed = any(e.get("push", {}).get("channel") == channel and "subscribe" in e["push"] for e in a.events)
+        assert pushed is ("error" in reply)
+        assert worker.hub.current.channels[channel].count == 1
+    await a.close()
