@@ -47,6 +47,8 @@ SHARED = Limits()
 LOCAL = Limits(address_burst=20, address_interval=15.0, account_burst=10, account_interval=360.0, free=3)
 LOCAL_ENTRIES = 10_000
 WAITERS = 256
+UNCHECKED = frozenset({"busy", "frozen", "unavailable"})
+"""Problems with which an attempt ends before its password was checked; a check that found it wrong has another."""
 RETRY_REDIS = 1.0  # s for which Redis is left alone after it failed
 
 
@@ -102,8 +104,8 @@ class Throttle:
         """One check of a password for `account` (any text that names it) from `address`.
 
         Problem `too_many_attempts` with Retry-After before the block is entered. In the block call `succeeded` when the
-        password was right; leaving it without a word, or by cancellation, means wrong. `busy` on the way (no hash was
-        spent) is not counted.
+        password was right; leaving it without a word, or by cancellation, means wrong. A server that was away or a pool
+        that was full before the check (UNCHECKED) is held against nobody.
         """
         names = self._names(address, account)
         async with self._turns.turn(names.pair):
@@ -112,7 +114,7 @@ class Throttle:
             try:
                 yield attempt
             except Problem as problem:
-                if problem.code == "busy":
+                if problem.code in UNCHECKED and not attempt.right:
                     await self._finish(counters.withdraw(names, taken))
                 raise
 
@@ -180,10 +182,12 @@ class Attempt:
     """One admitted attempt."""
 
     def __init__(self, throttle: Throttle, counters: Counters, names: Names, taken: Taken) -> None:
+        self.right = False
         self._throttle, self._counters, self._names, self._taken = throttle, counters, names, taken
 
     async def succeeded(self) -> None:
         """The password was right."""
+        self.right = True
         await self._throttle._finish(self._counters.succeed(self._names, self._taken))
 
 
@@ -370,7 +374,7 @@ class LocalCounters:
 
     async def withdraw(self, names: Names, taken: Taken) -> None:
         count, blocked = self._pairs.get(names.pair, (1, 0.0))
-        self._pairs[names.pair] = (count - 1, blocked if count - 1 >= self._limits.free else 0.0)
+        _keep(self._pairs, names.pair, (count - 1, blocked if count - 1 >= self._limits.free else 0.0))
         self._give_back(names)
 
     async def take_one(self, name: str, burst: int, interval: float) -> float:

@@ -443,6 +443,20 @@ async def test_f12_without_postgresql_a_login_says_so_and_is_not_held_against_an
     assert await house.pool.fetchval("select failures from users") == 1
 
 
+async def test_f12_after_an_outage_whoever_had_kept_trying_was_locked_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.register()
+
+    async def away(*_: Any) -> Any:
+        raise ConnectionRefusedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("auth.users.by_email", away)
+        assert {(await house.login()).status for _ in range(8)} == {503}
+    assert (await house.login()).status == 200
+
+
 async def test_a_full_pool_does_not_keep_an_old_form_from_logging_in(
     settings: Settings, pool: Any, revocations: Any, sessions: Any, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,25 @@ async def test_busy_is_not_counted_but_a_cancelled_guess_is(throttle: Throttle) 
     assert await guess(throttle) > 0
 
 
+async def test_what_failed_after_a_right_password_gives_nothing_back_twice(
+    throttle: Throttle, raw: "redis.Redis"
+) -> None:
+    for _ in range(3):
+        await guess(throttle)
+
+    async def fail_later() -> None:
+        async with throttle.attempt(HOME, "b@example.org") as attempt:
+            await attempt.succeeded()
+            raise Problem("unavailable")
+
+    with pytest.raises(Problem, match="unavailable"):
+        await fail_later()
+    [address] = await raw.keys("*:address:*")
+    now, _ = await raw.time()
+    left = float(await raw.get(address) or 0) / 1000 - now
+    assert left == pytest.approx(3 * SHARED.address_interval, abs=1.5)
+
+
 async def test_no_address_and_no_account_stands_in_redis(throttle: Throttle, raw: "redis.Redis") -> None:
     await guess(throttle, HOME, "someone@example.org")
     await guess(throttle, HOME, "other@example.org", right=True)
