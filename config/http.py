@@ -264,7 +264,8 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         body: Any = None if route.body is None else await read_body(request, route.body)
         result: Any = await route.handler(Call(request, body, query, caller))
         if route.needs_current and not request.app[CURRENT]():
-            raise Problem("frozen", retry_after=1)
+            # What a GET found is not told; what another method did may be done, and "frozen" would say that it is not.
+            raise Problem("frozen" if route.method == "GET" else "outcome_unknown", retry_after=1)
         if isinstance(result, web.StreamResponse):
             return result
         if result is None:

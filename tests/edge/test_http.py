@@ -67,6 +67,11 @@ async def echo(call: Call[Body, Nothing]) -> Echo:
     return Echo(call.body.name, call.body.count)
 
 
+async def lose(call: Call[None, Nothing]) -> None:
+    Switch.current = False
+    Switch.calls += 1
+
+
 async def whoami(call: Call[None, Nothing]) -> dict[str, str]:
     return {"name": call.who.name, "address": call.address}
 
@@ -101,6 +106,8 @@ TABLE = [
     Route("POST", "/change", whoami, "Change", body=Nothing, result=dict[str, str], access="session"),
     Route("GET", "/ops/things", whoami, "Ops", result=dict[str, str], access="admin", scope="revocations"),
     Route("GET", "/ops/other", whoami, "Ops", result=dict[str, str], access="admin", scope="other"),
+    Route("DELETE", "/lose", lose, "Lose", access="session"),
+    Route("GET", "/lose", lose, "Lose", access="session"),
     Route("GET", "/page/{id}", page, "Page", query=Paging, result=dict[str, int]),
     Route("DELETE", "/gone", gone, "Gone"),
     Route("GET", "/either", either, "Either", result=Echo | Other, also=(201,)),
@@ -262,6 +269,15 @@ async def test_a_frozen_node_refuses_what_needs_a_session(client: Client) -> Non
     assert (await response.json(content_type=None))["code"] == "frozen"
     assert int(response.headers["Retry-After"]) >= 1
     assert (await client.delete("/gone")).status == 204
+
+
+async def test_a_deed_that_was_done_before_the_node_froze_is_not_called_undone(client: Client) -> None:
+    response = await client.delete("/lose", headers={"X-Who": "user"})
+    assert Switch.calls == 1
+    assert (response.status, (await response.json(content_type=None))["code"]) == (503, "outcome_unknown")
+    Switch.current = True
+    response = await client.get("/lose", headers={"X-Who": "user"})
+    assert (await response.json(content_type=None))["code"] == "frozen"
 
 
 @pytest.mark.parametrize(
