@@ -395,7 +395,11 @@ class Checker:
         ends = [
             c.end.at
             for c in self.connections.values()
-            if c.end is not None and c.live_at is not None and c.live_at < asked.at and self._closed_by(c, asked)
+            if c.end is not None
+            and not c.dialled.rude
+            and c.live_at is not None
+            and c.live_at < asked.at
+            and self._closed_by(c, asked)
         ]
         return max(ends, default=None)
 

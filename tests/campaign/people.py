@@ -315,7 +315,7 @@ class People:
             if answer is None or answer.status != 200:
                 return "refused"
             body["confirm"] = answer.body["confirm"]
-        victims = [session for session in victims if not session.over]
+        victims = list(victims)
         what = next(iter(target))
         id = self._asking(what, victims, users=users, everyone=everyone, reason=body["reason"])
         key = f"campaign-{self.world.schedule.seed}-{id}"
@@ -379,6 +379,8 @@ class People:
             for session in victims:
                 session.over = session.dead
         if state in ("confirmed", "committed"):
+            for session in victims:
+                session.over = True
             clients = self.clients_of(session.sid for session in victims)
             mark_all(clients)
             self.world.keep(self._haunt(victims, state == "confirmed"))
@@ -415,9 +417,12 @@ class People:
 
     async def _try(self, node: int, method: str, path: str, body: Any = None, **more: Any) -> Answer | None:
         try:
-            return await self.world.call(node, method, path, body, **more)
+            answer = await self.world.call(node, method, path, body, **more)
         except Unreachable:
+            self.world.answers[path.split("?")[0][:20], 0, ""] += 1
             return None
+        self.world.answers[path.split("?")[0][:20], answer.status, answer.code] += 1
+        return answer
 
     # -- rude ones
 

@@ -29,6 +29,7 @@ class Outcome:
     seconds: float
     steps: int
     skipped: dict[str, str] = field(default_factory=dict)
+    answers: Counter[tuple[str, int, str]] = field(default_factory=Counter)
 
     @property
     def worst(self) -> float:
@@ -77,7 +78,14 @@ async def run(schedule: Schedule, mutation: str = "-", *, tell: Callable[[str], 
             raise world.errors[0]
         checker = Checker(world.history)
         return Outcome(
-            schedule, world.history, checker.violations(), checker.times(), seconds, done, dict(faults.skipped)
+            schedule,
+            world.history,
+            checker.violations(),
+            checker.times(),
+            seconds,
+            done,
+            dict(faults.skipped),
+            world.answers,
         )
 
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class World:
         self.nodes: list[Node] = []
         self.clients: set[Client] = set()
         self.errors: list[BaseException] = []  # of the campaign itself
+        self.answers: Counter[tuple[str, int, str]] = Counter()  # by path, status and code; 0: none came
         self.http: aiohttp.ClientSession
         self.postgres: Postgres
         self.valkey: Valkey
