@@ -65,12 +65,14 @@ request_seconds = Histogram(
     "Time to answer an HTTP request",
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _answered: dict[tuple[str, str, int], Counter] = {}
 disconnects = Counter(_PREFIX + "disconnects", "Closes by us, by code", ["code"])
 
 
 def answered(route: str, method: str, status: int) -> None:
-    """Count a request. The label's child is kept: finding it costs more than counting."""
+    """Count a request. The label's child is kept: finding it costs more than counting. A client names the method."""
+    method = method if method in _METHODS else "other"
     child = _answered.get((route, method, status))
     if child is None:
         child = _answered[route, method, status] = requests.labels(route, method, status)

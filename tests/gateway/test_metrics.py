@@ -56,3 +56,12 @@ def test_the_exposition_is_text_with_our_names() -> None:
     text = exposition().decode()
     assert 'wardgate_disconnects_total{code="4501"}' in text
     assert "# HELP wardgate_lease_age_seconds" in text
+
+
+def test_a_client_cannot_make_series_by_inventing_methods() -> None:
+    for n in range(50):
+        metrics.answered("/made-up", f"METHOD{n}", 405)
+    counted = prometheus_client.REGISTRY.get_sample_value(
+        "wardgate_http_requests_total", {"route": "/made-up", "method": "other", "status": "405"}
+    )
+    assert counted == 50
