@@ -98,27 +98,28 @@ l.min_version, l.receipt, l.spread_seconds, extract(epoch FROM l.committed_at)::
 """
 """Of the log `l`, as `row_of` reads them."""
 
+# now() and arrays of what was found, so that indexes are used: a batch costs what it deletes, however much there is.
 _PRUNE = """
-DELETE FROM revocation_log WHERE seq IN (
+DELETE FROM revocation_log WHERE seq = ANY(ARRAY(
     SELECT l.seq FROM revocation_log l
-    WHERE l.committed_at < clock_timestamp() - $1 * interval '1 second' AND l.kind NOT IN (3, 6)
+    WHERE l.committed_at < now() - $1 * interval '1 second' AND l.kind NOT IN (3, 6)
     AND l.seq < (SELECT least(h.seq, (SELECT min(applied_seq) FROM processes)) FROM revocation_head h)
     AND l.seq < (
-        SELECT max(seq) FROM revocation_log WHERE committed_at < clock_timestamp() - $1 * interval '1 second'
+        SELECT seq FROM revocation_log WHERE committed_at < now() - $1 * interval '1 second'
+        ORDER BY committed_at DESC, seq DESC LIMIT 1
     )
     ORDER BY l.seq LIMIT $2
-)
+))
 """
-_PRUNE_MORE = (
-    "DELETE FROM receipt_nodes WHERE receipt IN "
-    "(SELECT id FROM receipts WHERE committed_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2)",
-    "DELETE FROM receipts WHERE id IN "
-    "(SELECT id FROM receipts WHERE committed_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2)",
-)
+_OLD_RECEIPTS = """
+SELECT id FROM receipts WHERE committed_at < now() - $1 * interval '1 second' ORDER BY committed_at LIMIT $2
+"""
+_PRUNE_NODES = "DELETE FROM receipt_nodes WHERE receipt = ANY($1::uuid[])"
+_PRUNE_RECEIPTS = "DELETE FROM receipts WHERE id = ANY($1::uuid[])"
 _PRUNE_KEYS = """
-DELETE FROM idempotency WHERE (caller, key) IN (
-    SELECT caller, key FROM idempotency WHERE created_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2
-)
+DELETE FROM idempotency WHERE created_at < now() - $1 * interval '1 second' AND ctid = ANY(ARRAY(
+    SELECT ctid FROM idempotency WHERE created_at < now() - $1 * interval '1 second' ORDER BY created_at LIMIT $2
+))
 """
 
 KEEP_ROWS = 30 * 86400.0
@@ -393,7 +394,13 @@ def row_of(record: Any) -> Row | Unreadable:
 async def prune(connection: Connection, *, keep: float = KEEP_ROWS, keep_keys: float = KEEP_KEYS) -> int:
     """Delete a batch of what nobody asks for any more: rows that every process has applied, except those of everyone,
     the eras and the last one that is old enough; old receipts; idempotency keys after a day. Says how many went."""
-    gone = 0
-    for statement in (_PRUNE, *_PRUNE_MORE):
-        gone += int((await connection.execute(statement, keep, BATCH)).split()[-1])
-    return gone + int((await connection.execute(_PRUNE_KEYS, keep_keys, BATCH)).split()[-1])
+    gone = _count(await connection.execute(_PRUNE, keep, BATCH))
+    old = [record["id"] for record in await connection.fetch(_OLD_RECEIPTS, keep, BATCH)]
+    gone += _count(await connection.execute(_PRUNE_NODES, old))
+    gone += _count(await connection.execute(_PRUNE_RECEIPTS, old))
+    return gone + _count(await connection.execute(_PRUNE_KEYS, keep_keys, BATCH))
+
+
+def _count(status: str) -> int:
+    """How many rows a statement changed."""
+    return int(status.split()[-1])
