@@ -199,6 +199,16 @@ class WebSocketPeer(Peer, asyncio.Protocol):
             self._transport.abort()
 
 
+class Switched(web.StreamResponse):
+    """What aiohttp is told of a 101 that was written already: there is nothing to prepare and nothing to end."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
 class WebSocketTransport:
     """The route's handler."""
 
@@ -241,13 +251,11 @@ class WebSocketTransport:
         if not self._admit():
             raise Problem("busy", retry_after=1)
         protocol, encoding = _negotiated(request)
-        headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": _accept(key)}
-        if protocol:
-            headers["Sec-WebSocket-Protocol"] = protocol
-        response = web.StreamResponse(status=101, headers=headers)
-        await response.prepare(request)
-        self._take_over(request, encoding, secret)
-        return response
+        transport = request.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(_switching(key, protocol))
+            self._take_over(request, transport, encoding, secret)
+        return Switched(status=101)
 
     def _secret(self, request: web.Request) -> str | None:
         """The session cookie's value, if it counts: only with an Origin that is on the list, exactly.
@@ -263,14 +271,14 @@ class WebSocketTransport:
             raise Problem("cross_site", "this Origin is not in client.allowed_origins")
         return None
 
-    def _take_over(self, request: web.Request, encoding: WebSocketEncoding, secret: str | None) -> None:
+    def _take_over(
+        self, request: web.Request, transport: asyncio.Transport, encoding: WebSocketEncoding, secret: str | None
+    ) -> None:
         """Put our protocol on the transport, and let aiohttp's believe that its connection is gone.
 
         It forgets the transport first, so that it closes nothing; its handler ends right after this.
         """
-        transport, http = request.transport, request.protocol
-        if transport is None or transport.is_closing():
-            return
+        http = request.protocol
         hub, origin = self._hub, client_address(request)
         address = address_prefix(origin)
         transport.set_write_buffer_limits(high=0)
@@ -330,8 +338,14 @@ def _is_nonce(key: str) -> bool:
         return False
 
 
-def _accept(key: str) -> str:
-    return base64.b64encode(hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()).decode()
+def _switching(key: str, protocol: str) -> bytes:
+    """RFC 6455 4.2.2."""
+    accept = base64.b64encode(hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()).decode()
+    chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n{chosen}\r\n"
+    ).encode()
 
 
 def _negotiated(request: web.Request) -> tuple[str, WebSocketEncoding]:

@@ -202,7 +202,7 @@ async def test_7b_an_effect_waits_for_the_thaw_and_never_leaves_for_a_dead_peer(
     world.hub.close(b, FORCE_DISCONNECT)
     world.renew()
     world.hub.tick()
-    await asyncio.wait(passing)
+    await asyncio.wait(passing, timeout=5)
     assert passing[0].exception() is None
     assert isinstance(passing[1].exception(), Gone)
 
@@ -333,7 +333,7 @@ async def test_8a_its_task_is_cancelled(world: World) -> None:
     a.task = task = asyncio.create_task(asyncio.sleep(60))
     await turns()
     world.hub.apply(row(Kind.SESSION, sid="s"))
-    await asyncio.wait([task])
+    await asyncio.wait([task], timeout=5)
     assert task.cancelled()
 
 

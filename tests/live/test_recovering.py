@@ -212,7 +212,7 @@ async def test_f22_a_client_that_goes_at_any_await_of_its_subscribe_leaves_nothi
         for name in originals:
             delattr(joining, name)
         assert task is not None
-        await asyncio.wait([task])
+        await asyncio.wait([task], timeout=5)
         await eventually(lambda: worker.hub.current.channels == {} and joining._heard == {})
         presence = (await worker.api("presence", {"channel": "chat:x"}))["result"]["presence"]
         assert presence == {}, stop
