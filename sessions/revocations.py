@@ -62,8 +62,8 @@ _STANDS = """
 SELECT s.ended_at IS NOT NULL AS ended, s.ended_code, s.ended_reason, s.ended_message,
     s.born < u.revoked_below AS revoked, u.revoked_code, u.revoked_reason, u.revoked_message,
     e.code, e.reason, e.message, u.state,
-    s.expires_at <= clock_timestamp() AS expired,
-    s.last_seen_at + s.idle_seconds * interval '1 second' <= clock_timestamp() AS idle
+    s.expires_at <= to_timestamp($2) AS expired,
+    s.last_seen_at + s.idle_seconds * interval '1 second' <= to_timestamp($2) AS idle
 FROM sessions s JOIN subjects u ON u.id = s.subject
 LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true
 WHERE s.sid = $1 FOR SHARE OF s
@@ -76,9 +76,10 @@ class Writing:
     `receipt`: after the block, of what was appended; None when nothing was.
     """
 
-    def __init__(self, connection: Connection, actor: str) -> None:
+    def __init__(self, connection: Connection, actor: str, now: Callable[[], float]) -> None:
         self.connection = connection
         self.receipt: Receipt | None = None
+        self._now = now
         self._id = uuid4().hex
         self._actor = actor
         self._entries: list[Entry] = []
@@ -99,8 +100,8 @@ class Writing:
 
     async def require_live(self, sid: str) -> None:
         """7e: hold the session's row, so that no revocation of it commits before this transaction; SessionEnded unless
-        it is live, by its marks and by position."""
-        record = await self.connection.fetchrow(_STANDS, sid)
+        it is live, by its marks, by position and by the held clock (11)."""
+        record = await self.connection.fetchrow(_STANDS, sid, self._now())
         ended = _ended(record) if record is not None else Ended(EXPIRED, "absolute")
         if ended is not None:
             raise SessionEnded(ended)
@@ -272,7 +273,7 @@ class Revocations:
         """
         written = Written()
         async with transaction(self._pool, lambda: self._committed(written)) as connection:
-            writing = Writing(connection, actor)
+            writing = Writing(connection, actor, self.database_now)
             yield writing
             written = await writing.finish()
         for committed in written.receipts:

@@ -17,6 +17,7 @@ from sessions import audit, cookies, store
 from sessions.cookies import CookieStorage
 from sessions.external import External
 from sessions.model import Kind
+from sessions.revocations import Revocations
 from sessions.routes import SessionRoutes
 from sessions.service import Opened, Sessions
 from tests.sessions.conftest import Logins
@@ -266,6 +267,18 @@ async def test_two_sessions_that_end_each_other_at_once_do_not_block(
         )
         assert {status for status, _ in answers} <= {204, 401}
         assert [await is_live(sessions, o) for o in (one, other)].count(True) == 1
+
+
+async def test_f15_after_a_step_of_the_databases_clock_a_live_session_could_not_log_out(
+    site: Site, login: Logins, revocations: Revocations, pool: asyncpg.Pool
+) -> None:
+    """The held clock says for every other purpose that the session lives, so it says so here."""
+    mine = await login()
+    held = revocations._renewal.offset
+    assert held.value is not None
+    held.value -= 7200.0  # the database's clock went two hours ahead, and is not believed
+    await pool.execute("UPDATE sessions SET expires_at = now() - interval '1 hour', last_seen_at = now()")
+    assert await site.call("POST", "/auth/logout", mine) == (204, None)
 
 
 async def test_logging_out_twice_at_once_ends_once(site: Site, login: Logins, pool: asyncpg.Pool) -> None:
