@@ -172,6 +172,10 @@ LOOK_AGAIN = 0.2
 KEEP = 60.0
 """Seconds that a confirmed receipt goes on being filled here, for whoever asks."""
 
+STUCK = 120.0
+"""Seconds after which one that is not confirmed, and that nobody waits for, is left to whoever asks for it next: a
+process with policy "serve" that says nothing would hold every receipt open for ever."""
+
 
 class Receipts:
     """The receipts that this process is confirming, and those it lately did."""
@@ -291,15 +295,20 @@ class Receipts:
         now = self._clock.now()
         for open in list(self._open.values()):
             by = verdict(open, self._census, self._lease(), now)
+            if not by and now - open.committed > STUCK and not open.waiting:
+                self._close(open)
             if by:
                 open.by, open.elapsed_ms = by, (now - open.committed) * 1000
                 open.members = tuple(member.node for member in self._census.members) if self._census else ()
-                del self._open[open.id]
-                for id in open.rows:
-                    self._by_row.pop(id, None)
+                self._close(open)
                 self._done[open.id] = (open, now)
                 self._unwritten[open.id] = open
                 self._tell(open)
+
+    def _close(self, open: Open) -> None:
+        del self._open[open.id]
+        for id in open.rows:
+            self._by_row.pop(id, None)
 
     @staticmethod
     def _tell(open: Open) -> None:
