@@ -273,7 +273,7 @@ class Checker:
         unknown = sum(
             r.asked.cap and user in r.asked.users and (r.answer is None or r.answer.state == "unknown")
             for r in self.revocations.values()
-            if r.asked.at <= asked.at
+            if r.asked.at <= asked.at and r.asked is not asked
         )
         return known + unknown >= self.history.cap
 
