@@ -10,7 +10,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -317,11 +317,22 @@ def _check(body: RevocationRequest) -> None:
         errors.append(FieldError("target", "one of sid, user, user with issued_before, role, all: true"))
     elif target.issued_before is not None and target.user is None:
         errors.append(FieldError("target.issued_before", "goes with user"))
+    elif target.issued_before is not None and not _in_range(target.issued_before):
+        errors.append(FieldError("target.issued_before", "a time that PostgreSQL can hold"))
     for name, text in (("reason", body.reason), ("message", body.message)):
         if any(ord(c) < 32 and c != "\n" for c in text) or (not text.strip() and text):
             errors.append(FieldError(name, "text without control characters"))
     if errors:
         raise Problem("invalid", errors=errors)
+
+
+def _in_range(moment: datetime) -> bool:
+    """Not so near the calendar's first or last day that it lies beyond it in UTC."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 def _key(call: Call[RevocationRequest, Any]) -> Key | None:

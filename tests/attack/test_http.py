@@ -44,3 +44,11 @@ async def test_a_handshake_key_that_is_not_ascii_got_a_500(world: World, key: st
 )
 async def test_what_is_no_handshake_was_upgraded(world: World, upgrade: bytes) -> None:
     assert (await raw_http(world, upgrade, to_the_end=True)).status == 400
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_a_revocation_before_the_calendar_begins_got_a_500(world: World, moment: str, dry_run: bool) -> None:
+    body = {"target": {"user": "42", "issued_before": moment}, "reason": "x", "dry_run": dry_run}
+    status, problem = await world.call("POST", "/admin/revocations", body, X_API_Key=world.info["api_key"])
+    assert (status, problem["errors"][0]["field"]) == (422, "target.issued_before")
