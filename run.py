@@ -9,7 +9,10 @@ Exit codes: 0 done, 1 failure, 2 usage or settings, 69 database or Redis not the
 import difflib
 import sys
 
-from cyclopts import App
+try:
+    from cyclopts import App
+except ModuleNotFoundError:  # not the environment's Python
+    sys.exit("run.py: the dependencies are not installed here. `make dev` installs them; then: .venv/bin/python run.py")
 
 COMMANDS = (
     ("dev", "gateway.commands:dev", "Run everything for development, with a real PostgreSQL and a real Valkey."),

@@ -26,7 +26,7 @@ from auth.users import Account, User
 from config.clock import SystemClock, walltime
 from config.commands import COMMON, Common, database, settings_for, show
 from config.database import Connection, Pool
-from config.errors import Failure
+from config.errors import Failure, Usage
 from config.http import Problem, rfc3339
 from config.settings import Settings, seconds
 from sessions import audit, log, store
@@ -63,9 +63,9 @@ async def create_user(
 ) -> None:
     """Create an account. Without --password-stdin a password is made up and shown once."""
     if not accounts.is_email(email):
-        raise Failure(f"{email!r} is no e-mail address")
+        raise Usage(f"{email!r} is no e-mail address")
     if not accounts.is_display_name(display_name):
-        raise Failure(f"--display-name has at most {accounts.MAX_NAME} printable characters")
+        raise Usage(f"--display-name has at most {accounts.MAX_NAME} printable characters")
     async with database(common) as (settings, pool):
         password, stored = await _new_password(settings, password_stdin)
         with _told():
@@ -87,12 +87,12 @@ async def list_users(
 ) -> None:
     """Accounts, oldest first."""
     if not 1 <= limit <= 1000:
-        raise Failure("--limit is a number from 1 to 1000")
+        raise Usage("--limit is a number from 1 to 1000")
     by = accounts.Filter(accounts.email_key(email) or None, role or None, None if disabled is None else not disabled)
     try:
         cursor = accounts.read_cursor(after)
     except ValueError:
-        raise Failure("--after is the `next` of the page before") from None
+        raise Usage("--after is the `next` of the page before") from None
     async with database(common) as (_, pool):
         items, following = await accounts.page(pool, by, limit=limit, after=cursor)
     rows = [_shown(user) for user in items]
@@ -178,7 +178,7 @@ async def _create(connection: Connection, email: str, display_name: str, stored:
 
 async def _change(user: str, reason: str, common: Common, **change: Any) -> None:
     if not 1 <= len(reason) <= 64:
-        raise Failure("--reason has 1 to 64 characters")
+        raise Usage("--reason has 1 to 64 characters")
     wanted: dict[str, Any] = {"disabled": None, "roles": None, **change}
     async with database(common) as (_, pool), pool.acquire() as connection:
         async with _ledger(connection) as ledger:
@@ -313,9 +313,9 @@ async def create_api_key(
     try:
         ttl = float(seconds(expires)) if expires else None
     except ValueError as error:
-        raise Failure(f"--expires: {error}") from None
+        raise Usage(f"--expires: {error}") from None
     if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise Failure("a name has 1 to 100 printable characters")
+        raise Usage("a name has 1 to 100 printable characters")
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         key, info = await api_keys.create(connection, name, scope, ttl=ttl, actor=ACTOR)
     show({"key": key, **_shown_key(info)}, as_json=common.json)
@@ -432,14 +432,15 @@ async def subscription_token(
 def _sign(claims: dict[str, Any], ttl: str, common: Common) -> None:
     settings = settings_for(common)
     own = settings.client.subscription_token
-    section = own if "channel" in claims and own.enabled else settings.client.token
+    name = "subscription_token" if "channel" in claims and own.enabled else "token"
+    section = own if name == "subscription_token" else settings.client.token
     secret = section.hmac_secret_key.get_secret_value()
     if not secret:
-        raise Failure("client.token.hmac_secret_key is not set")
+        raise Failure(f"client.{name}.hmac_secret_key is not set (WARDGATE_CLIENT_{name.upper()}_HMAC_SECRET_KEY)")
     try:
         life = float(seconds(ttl))
     except ValueError as error:
-        raise Failure(f"--ttl: {error}") from None
+        raise Usage(f"--ttl: {error}") from None
     now = int(walltime())
     claims |= {"iat": now, "exp": now + int(life)}
     if section.issuer:
@@ -454,7 +455,7 @@ def _json(option: str, text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise Failure(f"{option}: {error}") from None
+        raise Usage(f"{option}: {error}") from None
 
 
 def _time(unix: float | None) -> str | None:

@@ -1,6 +1,7 @@
 """What every command of `run.py` shares: its options, how it finds settings and servers, what it prints, how it exits.
 
 Failure            exit 1, with its text
+├── Usage          exit 2: an argument that cannot be meant
 ├── Away           exit 69: PostgreSQL or Redis is not there
 └── InUse          exit 75: another `run.py dev` has the folder
 SettingsError      exit 2 (config.loading)
@@ -26,13 +27,14 @@ from cyclopts import Parameter
 
 from config import dev
 from config.database import Pool, open_pool
-from config.errors import Away, Failure, InUse
+from config.errors import Away, Failure, InUse, Usage
 from config.loading import Mistake, SettingsError, load
 from config.migrate import MigrationError
 from config.servers import ServerError
 from config.settings import Database, Redis, Settings, unsafe
 
 DONE, FAILED, USAGE, NOT_THERE, IN_USE = 0, 1, 2, 69, 75
+_CODES = ((Usage, USAGE), (Away, NOT_THERE), (InUse, IN_USE))
 PATIENCE = 30.0
 _PAUSE = 0.5
 _SAY_EVERY = 5.0
@@ -61,7 +63,12 @@ def settings_for(common: Common, environ: Mapping[str, str] = os.environ) -> Set
     settings = load(config, environ, dev=True)
     if not settings.database.url.get_secret_value() and (running := dev.running(common.data)) is not None:
         return dev.filled(settings, running)
-    return load(config, environ)
+    try:
+        return load(config, environ)
+    except SettingsError:
+        if not settings.database.url.get_secret_value():
+            say(f"No `run.py dev` runs in {common.data}, so these are the settings of `serve`:")
+        raise
 
 
 @contextlib.asynccontextmanager
@@ -195,7 +202,7 @@ def main(app: cyclopts.App, arguments: Sequence[str]) -> int:
         return USAGE
     except (Failure, MigrationError, ServerError) as error:
         say(f"error: {error}")
-        return NOT_THERE if isinstance(error, Away) else IN_USE if isinstance(error, InUse) else FAILED
+        return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         say(f"error: {type(error).__name__}: {error}")
         return FAILED

@@ -179,9 +179,14 @@ class Folder:
         self.path = self.path.resolve()
         if self.path.exists() and not self.path.is_dir():
             raise Failure(f"{self.path} is not a folder")
-        if not self.path.exists():
-            self.path.mkdir(parents=True)
-            self.path.chmod(mode)
+        try:
+            if not self.path.exists():
+                self.path.mkdir(parents=True)
+                self.path.chmod(mode)
+        except OSError as error:
+            raise Failure(f"{self.path} cannot be made: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise Failure(f"{self.path} cannot be written to: give --data another folder")
         return False
 
     def _known_or_new_secrets(self) -> Secrets:

@@ -5,6 +5,10 @@ class Failure(Exception):
     """A command did not do what it was asked for. The text is for people."""
 
 
+class Usage(Failure):
+    """An argument that cannot be meant."""
+
+
 class Away(Failure):
     """PostgreSQL or Redis is not there."""
 

@@ -7,11 +7,12 @@ variable counts as unset. The value of a secret is never part of a message.
     SettingsError     carries every `Mistake`
 """
 
+import copy
 import difflib
 import json
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,13 +93,51 @@ def load(path: str | None, environ: Mapping[str, str], *, dev: bool = False) -> 
     mistakes: list[Mistake] = []
     path = path or environ.get(PREFIX + "CONFIG") or None
     tree = _read_file(Path(path), mistakes) if path else {}
+    unread = bool(mistakes)
     origins = _overlay(tree, environ, mistakes)
     settings = _validate(tree, origins, mistakes)
-    if settings is not None and not dev:
-        mistakes += [Mistake(key, "", why, "unsafe outside development") for key, why in unsafe(settings)]
+    if not dev and not unread:  # of a file that was not read nobody knows what it sets
+        mistakes += _unsafe(settings or _what_is_right(tree), mistakes)
     if settings is None or mistakes:
         raise SettingsError(mistakes)
     return settings
+
+
+def _unsafe(settings: Settings, others: list[Mistake]) -> list[Mistake]:
+    """What must not run outside development, but for options that are wrong anyway."""
+    told = tuple(mistake.key for mistake in others)
+    return [
+        Mistake(key, "", why, "" if why.startswith("is needed") else "unsafe outside development")
+        for key, why in unsafe(settings)
+        if not key.startswith(told)
+    ]
+
+
+def _what_is_right(tree: dict[str, Any]) -> Settings:
+    """The settings without what is wrong in `tree`, so that one look finds both kinds of mistakes."""
+    tree = copy.deepcopy(tree)
+    while True:
+        try:
+            return Settings.model_validate(tree)
+        except ValidationError as error:
+            removed = [_remove(tree, _removable(detail["loc"])) for detail in error.errors(include_url=False)]
+            if not any(removed):
+                tree.clear()
+
+
+def _removable(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """An array goes as a whole, so that the places of its other items stay what they are."""
+    first = next((i for i, part in enumerate(location) if isinstance(part, int)), len(location))
+    return location[:first]
+
+
+def _remove(tree: dict[str, Any], location: Sequence[str | int]) -> bool:
+    """Whether something was there. The root itself is not removed."""
+    *sections, name = location or [""]
+    node: Any = tree
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    return isinstance(node, dict) and node.pop(name, None) is not None
 
 
 @cache

@@ -159,7 +159,8 @@ def _state(row: asyncpg.Record, file: Migration | None) -> State:
         state = "ahead"
     elif file.checksum != row["checksum"]:
         state = "changed"
-    return State(row["number"], row["name"], state, row["applied_at"].isoformat(timespec="seconds"))
+    moment: str = row["applied_at"].isoformat(timespec="milliseconds")
+    return State(row["number"], row["name"], state, moment.replace("+00:00", "Z"))
 
 
 async def check(database: Database | str, *, folder: Path = FOLDER) -> None:

@@ -291,13 +291,13 @@ def is_set(settings: Section, path: str) -> bool:
 
 
 def with_values(settings: S, values: Mapping[str, Any]) -> S:
-    """A copy with other values at the given paths, validated."""
-    tree = settings.model_dump()
+    """A copy with other values at the given paths, validated. What nobody gave a value to stays so for `is_set`."""
+    tree = settings.model_dump(exclude_unset=True)
     for path, value in values.items():
         *sections, name = path.split(".")
         node = tree
         for section in sections:
-            node = node[section]
+            node = node.setdefault(section, {})
         node[name] = value
     return type(settings).model_validate(tree)
 

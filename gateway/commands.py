@@ -299,7 +299,10 @@ def _listen(address: str, port: int) -> list[socket.socket]:
         return listen(address, port)
     except OSError as error:
         where = f"{address or '*'}:{port}"
-        raise Failure(f"cannot listen on {where}: {os.strerror(error.errno or 0)} (choose another port)") from error
+        raise Failure(
+            f"cannot listen on {where}: {os.strerror(error.errno or 0)} "
+            "(another port: `dev --port`, or the setting http_server.port)"
+        ) from error
 
 
 def _at_least_one(workers: int) -> None:

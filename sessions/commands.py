@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from config.commands import COMMON, Common, database, show
 from config.database import Connection
-from config.errors import Failure
+from config.errors import Failure, Usage
 from config.http import rfc3339
 from sessions import audit, ids, log, store
 from sessions.devices import device_name
@@ -34,7 +34,7 @@ async def list_sessions(
 ) -> None:
     """Live sessions, newest first."""
     if not 1 <= limit <= 1000:
-        raise Failure("--limit is a number from 1 to 1000")
+        raise Usage("--limit is a number from 1 to 1000")
     by = store.Filter(subject=_plain(user), issuer=_plain(issuer) or None)
     async with database(common) as (_, pool):
         now = await store.database_now(pool)
@@ -66,9 +66,9 @@ async def end(
 ) -> None:
     """End one session, or all of a user; their connections close with 4501."""
     if bool(sid) == bool(user):
-        raise Failure("name a session, or --user")
+        raise Usage("name a session, or --user")
     if not 1 <= len(_plain(reason)) <= 64 or len(_plain(message)) > 500:
-        raise Failure("--reason has 1 to 64 characters, --message at most 500")
+        raise Usage("--reason has 1 to 64 characters, --message at most 500")
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         if sid:
             session = await _find(connection, sid)
@@ -125,7 +125,7 @@ def _cursor(after: str) -> store.Cursor | None:
     try:
         return store.read_cursor(_plain(after))
     except ValueError:
-        raise Failure("--after is the `next` of the page before") from None
+        raise Usage("--after is the `next` of the page before") from None
 
 
 def _plain(text: str) -> str:
@@ -133,7 +133,7 @@ def _plain(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Failure("an option is no UTF-8") from None
+        raise Usage("an option is no UTF-8") from None
     if "\x00" in text:
-        raise Failure("an option has a NUL character")
+        raise Usage("an option has a NUL character")
     return text

@@ -12,7 +12,7 @@ import pytest
 
 from config import commands, dev, operate
 from config.commands import Common, main, need, place_of, postgres_there, settings_for, show
-from config.errors import Away, Failure, InUse
+from config.errors import Away, Failure, InUse, Usage
 from config.loading import Mistake, SettingsError
 from config.migrate import MigrationError
 from config.servers import ServerError, free_port
@@ -289,3 +289,22 @@ async def test_migrate_applies_rehearses_and_lists(
     assert "up to date" in capsys.readouterr().out
     assert await operate.migrate(status=True) == 0
     assert "applied" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(Failure, match="file/below cannot be made: Not a directory"),
+        dev.Folder(tmp_path / "file" / "below").held(),
+    ):
+        pass
+
+
+def test_a_usage_failure_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise Usage("name one")
+
+    app = cyclopts.App()
+    app.default(command)
+    assert main(app, []) == 2
+    assert capsys.readouterr().err == "error: name one\n"
