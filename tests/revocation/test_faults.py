@@ -1,6 +1,7 @@
 """What the protocol does when Redis, PostgreSQL or a caller goes away in the middle: real servers, really killed."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -18,20 +19,15 @@ from sessions.idempotency import key_of
 from sessions.model import ERA, Kind, Position
 from sessions.revocations import Again, Entry, Receipt
 from sessions.transactions import OutcomeUnknown
-from tests.revocation.cluster import Cluster, Process, ending, ending_user, until
+from tests.revocation.cluster import REAL, Cluster, Process, ending, ending_user, until
 
 DEED = Deed("user:admin", "session.revoked", "test")
-REAL = (5.0, 0.25)
 
 
 async def real_values(cluster: Cluster, count: int = 2) -> list[Process]:
     """Processes with the real L and d that have run for longer than those."""
     await cluster.prepare(*REAL)
-    processes = [await cluster.start(ready=False) for _ in range(count)]
-    for process in processes:
-        await process.heard()
-        process.revocations._renewal.lease.since -= 10.0
-    return processes
+    return [await cluster.start() for _ in range(count)]
 
 
 async def off_loop(work: Any, *args: Any) -> Any:
@@ -186,7 +182,8 @@ async def test_postgresql_stopped_gives_an_error_and_never_a_confirmation(
         await until(lambda: not process.revocations.fresh())
     finally:
         for pid in [own_postgres.pid, *backends]:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
     await until(process.revocations.fresh, within=10)
     assert (await revoke_at_last(process, ending("s1"))).state == "confirmed"
 

@@ -1,4 +1,4 @@
-"""The exhaustive model: with every rule no history breaks the promise, and without any one of them some history does."""
+"""The exhaustive model: with every rule no history breaks the promise, and without any one of them some does."""
 
 import pytest
 

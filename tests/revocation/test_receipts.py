@@ -40,3 +40,38 @@ async def test_a_receipt_that_somebody_waits_for_is_kept(cluster: Cluster, monke
     assert len(held) == 1
     serving.connecting = True
     assert (await waiting).state == "confirmed"
+
+
+async def test_6b_the_first_wait_after_a_start_took_five_seconds_though_the_cluster_was_old(cluster: Cluster) -> None:
+    """That a server start is older than L + d is a fact for all: one process has seen it, the next one reads it."""
+    await cluster.prepare(5.0, 0.25)
+    old = await cluster.start()
+    await until(lambda: old.revocations._renewal.lease.settled_by_others)
+    young = await cluster.start(ready=False)
+    await young.heard()
+    await cluster.session("s1")
+    receipt = await young.revocations.revoke(ending("s1"), wait=True, timeout=4.0)
+    assert (receipt.state, receipt.by) == ("confirmed", "acks")
+    assert not young.revocations._renewal.lease.settled(young.clock.now())
+
+
+async def test_6b_what_was_settled_under_another_start_settles_nothing(cluster: Cluster) -> None:
+    await cluster.prepare(5.0, 0.25)
+    await cluster.sql("UPDATE revocation_head SET settled_start = pg_postmaster_start_time() - interval '1 hour'")
+    young = await cluster.start(ready=False)
+    await young.heard()
+    await cluster.session("s1")
+    young.revocations._renewal.lease.since = young.clock.now()
+    receipt = await young.revocations.revoke(ending("s1"), wait=True, timeout=1.0)
+    assert receipt.state == "committed"
+
+
+async def test_6b_nobody_settles_a_start_before_its_time(cluster: Cluster) -> None:
+    await cluster.prepare(5.0, 0.25)
+    process = await cluster.start(ready=False)
+    await process.revocations._look_at_others()
+    assert [tuple(row) for row in await cluster.sql("SELECT settled_start FROM revocation_head")] == [(None,)]
+    process.grow_old()
+    process.revocations._renewal.lease.start -= 1.0  # it renewed against another start than the pool sees
+    await process.revocations._look_at_others()
+    assert [tuple(row) for row in await cluster.sql("SELECT settled_start FROM revocation_head")] == [(None,)]
