@@ -15,7 +15,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input 
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check lint types autobahn bench lock clean
+.PHONY: help dev test check lint types autobahn bench campaign lock clean
 
 help:
 	@echo "make dev [ARGS=...]   run everything for development (ARGS=--help lists the options)"
@@ -23,6 +23,7 @@ help:
 	@echo "make check            lint, types, tests"
 	@echo "make autobahn         all 517 cases of the WebSocket conformance suite"
 	@echo "make bench [ARGS=...] measure"
+	@echo "make campaign [SEED=n] [MINUTES=n] [NODES=3] [FAULTS=F1,F8] [MUTATE=gate]  try to break the promise"
 	@echo "make lock             renew requirements/*.txt from pyproject.toml (needs uv)"
 
 dev: installed-dev
@@ -44,6 +45,11 @@ autobahn: installed-test
 
 bench: installed-test
 	@exec $(CACHED) -m bench $(ARGS)
+
+# Real processes, real faults, and a checker that sees what clients saw: docs/guarantee.md.
+campaign: installed-test
+	@exec $(RUN) -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(NODES),--nodes $(NODES)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(MUTATE),--mutate $(MUTATE)) $(ARGS)
 
 lock:
 	@$(LOCK) --group dev pyproject.toml -o requirements/dev.txt

@@ -102,6 +102,8 @@ class Faults:
         finally:
             proxy.garble = 0.0
             forger.cancel()
+            self.world.answers["hints garbled", 0, ""] += proxy.garbled
+            proxy.garbled = 0
 
     async def _forge(self) -> None:
         heard: list[tuple[bytes, bytes]] = []

@@ -59,8 +59,11 @@ class Outcome:
         }
 
 
-async def run(schedule: Schedule, mutation: str = "-", *, tell: Callable[[str], None] = lambda text: None) -> Outcome:
-    """Carry out a schedule and judge it. `tell` hears of the progress."""
+async def run(
+    schedule: Schedule, mutation: str = "-", *, calm: bool = True, tell: Callable[[str], None] = lambda text: None
+) -> Outcome:
+    """Carry out a schedule and judge it. `tell` hears of the progress. Without `calm` nothing is judged that can be
+    judged only after everything has settled."""
     async with running(schedule, mutation) as world:
         people = People(world, USERS)
         faults = Faults(world, people)
@@ -72,7 +75,8 @@ async def run(schedule: Schedule, mutation: str = "-", *, tell: Callable[[str], 
             world.keep(people.publish(node))
             world.keep(_watch(world, node))
         done = await _carry_out(world, people, faults, tell)
-        await _calm_down(world, people)
+        if calm:
+            await _calm_down(world, people)
         seconds = time.monotonic() - began
         if world.errors:
             raise world.errors[0]
