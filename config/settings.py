@@ -222,7 +222,10 @@ class Channel(Section):
 
 
 class Sessions(Section):
-    """`secret_key` is the master secret: what is sealed or authenticated at rest or in Redis derives from it."""
+    """`secret_key` is the master secret: what is sealed or authenticated at rest or in Redis derives from it.
+
+    `keep_ended`: so long after a login is over its row is kept; `keep_audit`: so long an audit row. 0 is for ever.
+    """
 
     secret_key: Secret = Secret("")
     previous_secret_keys: list[Secret] = []
@@ -230,6 +233,8 @@ class Sessions(Section):
     idle: Annotated[Seconds, Field(gt=0)] = 14 * 86400.0
     absolute: Annotated[Seconds, Field(gt=0)] = 90 * 86400.0
     policy: Literal["freeze", "serve"] = "freeze"
+    keep_ended: Seconds = 30 * 86400.0
+    keep_audit: Seconds = 400 * 86400.0
     hold: Seconds = 15.0
     max_hold: Seconds = 600.0
 

@@ -1,6 +1,7 @@
 """Who did what to whom: rows added in the transaction of the deed, read by admins.
 
-Partitioned by month; `make_months` keeps the coming ones ahead. Rows are never changed.
+Partitioned by month; `make_months` keeps the coming ones ahead, `drop_months` drops those whose time is over. Rows are
+never changed.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,36 @@ async def make_months(connection: Executor) -> None:
 _MAKE_MONTHS = "SELECT audit_make_month(clock_timestamp() + n * interval '1 month') FROM generate_series(0, 2) AS n"
 
 
+async def drop_months(connection: Connection, before: float, *, limit: int) -> int:
+    """Drop the months that ended before this moment (unix seconds), and up to `limit` rows of before it that stand
+    outside of any month; how many months and rows went. Nobody waits behind this for long: a month that is in use is
+    left for the next time (LockNotAvailableError), and so it is while another process is at it."""
+    async with connection.transaction():
+        await connection.execute("SET LOCAL lock_timeout = '250ms'")
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock(hashtext('audit_make_month'))"):
+            return 0
+        old = [record["name"] for record in await connection.fetch(_OLD_MONTHS, before)]
+        for name in old:
+            await connection.execute(f"DROP TABLE {name}")  # of the form that _OLD_MONTHS asks for
+        status = await connection.execute(_DELETE_OTHERS, before, limit)
+        return len(old) + int(status.split()[-1])
+
+
+_OLD_MONTHS = """
+SELECT name FROM (
+    SELECT c.relname AS name, CASE WHEN c.relname ~ '^audit_[0-9]{4}_[0-9]{2}$' THEN
+        (make_date(substr(c.relname, 7, 4)::int, substr(c.relname, 12, 2)::int, 1) + interval '1 month')
+        AT TIME ZONE 'UTC' END AS ended
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'audit'::regclass
+) AS month WHERE ended <= to_timestamp($1) ORDER BY 1
+"""
+_DELETE_OTHERS = """
+DELETE FROM audit_other WHERE (at, id) IN (
+    SELECT at, id FROM audit_other WHERE at < to_timestamp($1) ORDER BY at, id LIMIT $2
+)
+"""
+
+
 class Entry(NamedTuple):
     """A row as it was written. `at` is unix seconds, `place` where a page can go on after it."""
 
@@ -68,7 +99,8 @@ class Filter(NamedTuple):
 
 async def page(connection: Executor, by: Filter, *, limit: int, after: Place | None = None) -> list[Entry]:
     """Rows that fit, newest first; ask for one more than is shown to know whether there are more."""
-    records = await connection.fetch(_PAGE, limit, *by, *(after or (None, None)))
+    text, values = _page(by, after)
+    records = await connection.fetch(text, limit, *values)
     return [
         Entry(
             r["id"],
@@ -85,12 +117,31 @@ async def page(connection: Executor, by: Filter, *, limit: int, after: Place | N
     ]
 
 
-_PAGE = """
-SELECT id, (extract(epoch FROM at) * 1000000)::bigint AS at_us, actor, action, target, sid, address, detail FROM audit
-WHERE ($2::text = '' OR actor = $2)
-  AND ($3::text = '' OR action = $3 OR split_part(action, '.', 1) = $3)
-  AND ($4::text = '' OR target = $4)
-  AND ($5::text = '' OR sid = $5)
-  AND ($6::bigint IS NULL OR (at, id) < (timestamptz 'epoch' + $6 * interval '1 us', $7::bigint))
-ORDER BY at DESC, id DESC LIMIT $1
-"""
+# Every action of "session" begins with "session."; "/" is what comes after the dot.
+_CONDITIONS = {
+    "actor": "actor = ${n}",
+    "action": """
+        (action COLLATE "C" = ${n} OR action COLLATE "C" >= ${n} || '.' AND action COLLATE "C" < ${n} || '/')""",
+    "target": "target = ${n}",
+    "sid": "sid = ${n} AND sid <> ''",
+}
+
+
+def _page(by: Filter, after: Place | None) -> tuple[str, list[Any]]:
+    """A statement that names only what is asked for, so that its plan can be the one for that."""
+    values: list[Any] = []
+    where = ["true"]
+    for name, value in by._asdict().items():
+        if value:
+            values.append(value)
+            where.append(_CONDITIONS[name].replace("{n}", f"{len(values) + 1}::text"))
+    if after is not None:
+        n = len(values) + 2
+        where.append(f"(at, id) < (timestamptz 'epoch' + ${n}::bigint * interval '1 us', ${n + 1}::bigint)")
+        values += [*after]
+    return f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY at DESC, id DESC LIMIT $1::bigint", values
+
+
+_SELECT = """
+SELECT id, (extract(epoch FROM at) * 1000000)::bigint AS at_us, actor, action, target, sid, address, detail
+FROM audit"""

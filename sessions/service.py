@@ -6,16 +6,17 @@ What a session *is* stands in `model`, the SQL in `store`, refresh tokens in `re
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import asyncpg
 import msgspec
 import structlog
 
 from config.clock import Clock
 from config.database import Connection, Pool
-from config.http import Problem
+from config.http import Problem, rfc3339
 from config.sealing import Sealer, Unsealable
 from config.settings import Sessions as Policy
 from config.tasks import Tasks
@@ -44,6 +45,8 @@ from sessions.revocations import Again, Entry, Revocations, Verdict, Writing
 CACHED = 10_000
 CACHED_FOR = 60.0
 TIDIED_EVERY = 3600.0
+CLOCKS_AGREE = 3600.0
+"""Nothing is deleted for its age (s) while this machine's clock and the database's are further apart than that."""
 FORGOTTEN_AT_ONCE = 1000
 ENDED_AT_ONCE = 2000
 
@@ -140,24 +143,48 @@ class Sessions:
         while True:
             await asyncio.sleep(TIDIED_EVERY)
             await self._make_months()
-            await self.forget()
+            try:
+                await self.tidy()
+            except Unavailable:
+                log.warning("sessions_not_tidied")
+
+    async def tidy(self) -> None:
+        """Delete what is old enough: logins that are over, external sessions that nobody ended and whose tokens are
+        gone, months of the audit. Nothing at all while it is in doubt what time it is: one clock that jumped ahead
+        must not cost anybody a session."""
+        if abs(self.now() - self._clock.wall()) > CLOCKS_AGREE:
+            log.warning("clocks_disagree", database=rfc3339(self.now()), here=rfc3339(self._clock.wall()))
+            return
+        await self.forget()
+        if self._policy.keep_audit:
+            await self._drop_months()
 
     async def forget(self) -> int:
-        """Delete external sessions whose tokens are gone, and that nobody ended; how many."""
-        gone = more = 0
+        """Delete sessions that are over and old enough, in batches; how many. Not external ones that were ended: their
+        tokens would come in again, were the clock wrong by which they had expired."""
         with translated():
-            while gone == more:
-                gone += await store.forget(self._pool, now=self.now(), limit=FORGOTTEN_AT_ONCE)
-                more += FORGOTTEN_AT_ONCE
+            gone = await _in_batches(lambda: store.forget(self._pool, now=self.now(), limit=FORGOTTEN_AT_ONCE))
+            if self._policy.keep_ended:
+                before = self.now() - self._policy.keep_ended
+                gone += await _in_batches(lambda: store.forget_over(self._pool, before=before, limit=FORGOTTEN_AT_ONCE))
         return gone
 
-    async def _make_months(self) -> None:
-        """Two months are ahead already, and there is a partition for what has none: failing once is no harm."""
+    async def _drop_months(self) -> None:
+        """A month that is in use, or that this role may not drop, is there the next time too."""
         try:
-            with translated():
-                await audit.make_months(self._pool)
-        except Unavailable as error:
-            log.warning("audit_months_not_made", error=type(error.__cause__).__name__)
+            async with self._pool.acquire() as connection:
+                before = self.now() - self._policy.keep_audit
+                await audit.drop_months(connection, before, limit=FORGOTTEN_AT_ONCE)
+        except (asyncpg.PostgresError, OSError, asyncpg.InterfaceError) as error:
+            log.warning("audit_months_not_dropped", error=type(error).__name__)
+
+    async def _make_months(self) -> None:
+        """Two months are ahead already, and there is a partition for what has none: failing once is no harm, also
+        where this role may not make tables."""
+        try:
+            await audit.make_months(self._pool)
+        except (asyncpg.PostgresError, OSError, asyncpg.InterfaceError) as error:
+            log.warning("audit_months_not_made", error=type(error).__name__)
 
     def figures(self) -> Mapping[str, float]:
         """For the metrics: names of gateway/metrics.py."""
@@ -527,3 +554,11 @@ class Sessions:
                 address=by.address,
                 detail={"reason": reason},
             )
+
+
+async def _in_batches(delete: Callable[[], Awaitable[int]]) -> int:
+    """Until one is not full; how many went."""
+    gone = 0
+    while (count := await delete()) == FORGOTTEN_AT_ONCE:
+        gone += count
+    return gone + count

@@ -409,10 +409,24 @@ async def forget(connection: Executor, *, now: float, limit: int) -> int:
 
 
 _FORGET = """
-DELETE FROM sessions WHERE sid IN (
+DELETE FROM sessions WHERE sid = ANY(ARRAY(
     SELECT sid FROM sessions WHERE forget_at < to_timestamp($1) AND ended_at IS NULL
     ORDER BY forget_at LIMIT $2 FOR UPDATE SKIP LOCKED
-)
+))
+"""
+
+
+async def forget_over(connection: Executor, *, before: float, limit: int) -> int:
+    """Delete logins that were over before this moment, by an end or by their time; how many. That revives nothing:
+    their secrets are nobody's then, and a token without its session is refused."""
+    return int((await connection.execute(_FORGET_OVER, before, limit)).split()[-1])
+
+
+_FORGET_OVER = """
+DELETE FROM sessions WHERE sid = ANY(ARRAY(
+    SELECT sid FROM sessions WHERE kind <> 'external' AND coalesce(ended_at, expires_at) < to_timestamp($1)
+    ORDER BY coalesce(ended_at, expires_at) LIMIT $2 FOR UPDATE SKIP LOCKED
+))
 """
 
 

@@ -82,3 +82,54 @@ async def test_detail_comes_back_as_it_was(pool: asyncpg.Pool) -> None:
     [entry] = await audit.page(pool, audit.Filter(), limit=5)
     assert entry.detail == detail
     assert entry.at == pytest.approx(datetime.now(UTC).timestamp(), abs=60)
+
+
+async def test_months_that_are_old_enough_are_dropped_and_no_other(pool: asyncpg.Pool) -> None:
+    for month in ("2024-11-15", "2024-12-15", "2025-01-15"):
+        await pool.execute("SELECT audit_make_month($1::text::timestamptz)", month)
+        await pool.execute("INSERT INTO audit (at, actor, action) VALUES ($1::text::timestamptz, 'cli', 'x')", month)
+    await pool.execute(
+        "INSERT INTO audit (at, actor, action) SELECT '2019-05-05', 'cli', 'x' FROM generate_series(1, 3)"
+    )
+    before = datetime(2025, 1, 31, 23, 59, tzinfo=UTC).timestamp()
+    async with pool.acquire() as connection:
+        await connection.execute("SET timezone = 'Pacific/Auckland'")
+        assert await audit.drop_months(connection, before, limit=2) == 4  # two months, and two rows of no month
+        assert await audit.drop_months(connection, before, limit=2) == 1
+        assert await audit.drop_months(connection, before + 60, limit=2) == 1
+        assert await audit.drop_months(connection, before + 60, limit=2) == 0
+    assert len(await months(pool)) == 3
+
+
+async def test_a_month_that_somebody_reads_is_left_and_holds_up_nobody(pool: asyncpg.Pool) -> None:
+    await pool.execute("SELECT audit_make_month('2024-11-15')")
+    async with pool.acquire() as reader, pool.acquire() as connection:
+        async with reader.transaction():
+            await reader.fetch("SELECT * FROM audit")
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await audit.drop_months(connection, datetime.now(UTC).timestamp(), limit=1)
+        assert await audit.drop_months(connection, datetime.now(UTC).timestamp(), limit=1) == 1
+
+
+async def test_no_filter_walked_over_every_row(pool: asyncpg.Pool) -> None:
+    """Not even on the sixth time, when a plan for any values may be taken, nor for what hardly ever happens."""
+    await pool.execute(
+        "INSERT INTO audit (actor, action, target, sid)"
+        " SELECT 'user:' || n, 'session.opened', 'session:' || n, 's' || n FROM generate_series(1, 20000) AS n"
+    )
+    await pool.execute("INSERT INTO audit (actor, action) VALUES ('cli', 'signing_key.rotated')")
+    await pool.execute("ANALYZE audit")
+    filters = [
+        audit.Filter(actor="user:77"),
+        audit.Filter(action="signing_key"),
+        audit.Filter(action="signing_key.rotated"),
+        audit.Filter(target="session:77"),
+        audit.Filter(sid="s77"),
+        audit.Filter(actor="nobody"),
+    ]
+    read = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables WHERE relname LIKE 'audit%'"
+    async with pool.acquire() as connection, connection.transaction():
+        for by in filters:
+            for _ in range(7):
+                assert len(await audit.page(connection, by, limit=5)) == (by.actor != "nobody")
+        assert await connection.fetchval(read) < 1000
