@@ -42,6 +42,7 @@ class Head(NamedTuple):
     drift: float = 0.25  # d
     version: int = 1  # of the protocol
     chain: str = ""
+    settled: bool = False  # some process has renewed against this server start for L + d (6b)
 
 
 class Unreadable(NamedTuple):
@@ -111,6 +112,11 @@ class Lease:
     def settled(self, now: float) -> bool:
         """6b: renewed against one and the same server start for L + d: no process lives on a lease of another one."""
         return self.head is not None and now - self.since >= self.head.lease + self.head.drift
+
+    @property
+    def settled_by_others(self) -> bool:
+        """6b: as the last reply had it from who has renewed for that long. A start that was settled stays so."""
+        return self.head is not None and self.head.settled
 
     def pause(self, *, probe_ok: bool, behind: bool) -> float:
         """Seconds from one sending to the next: at once while rows are missing, and never more than a fifth of L."""

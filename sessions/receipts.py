@@ -64,7 +64,7 @@ class Member:
 @dataclass(slots=True)
 class Census:
     """Who is registered, read in one statement that was sent at `sent` (own boottime). `there`: ids of the rows asked
-    for that the log has at that place."""
+    for that the log has at that place. `settled`: some process has renewed against this start for L + d."""
 
     sent: float
     start: float
@@ -72,6 +72,7 @@ class Census:
     drift: float
     members: tuple[Member, ...]
     there: frozenset[str]
+    settled: bool = False
 
 
 @dataclass(slots=True)
@@ -122,14 +123,14 @@ class Open:
 def verdict(open: Open, census: Census | None, lease: Lease, now: float) -> By:
     """6a-6c: by acknowledgements of all who were registered after COMMIT, or by time at m + L + d, or not yet.
 
-    Acknowledgements count only under a server start that was renewed against for L + d when the census was taken (6b):
-    before that, a process whose registration a failover lost may still live on its old lease. A process with policy
-    "serve" never freezes, so no time speaks for it.
+    Acknowledgements count only under a server start that was renewed against for L + d when the census was taken, by
+    this process or by any (6b): before that, a process whose registration a failover lost may still live on its old
+    lease. A process with policy "serve" never freezes, so no time speaks for it.
     """
     if census is None or census.sent < open.committed or not open.complete:
         return ""
     silent = [member for member in census.members if not open.has_acked(member, census)]
-    if not silent and census.start == lease.start and lease.settled(census.sent):
+    if not silent and census.start == lease.start and (census.settled or lease.settled(census.sent)):
         return "acks"
     over = now >= open.committed + census.lease + census.drift
     if over and not any(member.policy == "serve" for member in silent):
@@ -140,6 +141,7 @@ def verdict(open: Open, census: Census | None, lease: Lease, now: float) -> By:
 _CENSUS = f"""
 SELECT p.node, p.policy, CASE WHEN l.seq IS NULL OR e.seq IS NULL THEN -1 ELSE p.applied_seq END AS applied,
     extract(epoch FROM pg_postmaster_start_time())::float8 AS start, h.lease_seconds, h.drift_seconds,
+    h.settled_start IS NOT DISTINCT FROM pg_postmaster_start_time() AS settled,
     ARRAY(
         SELECT t.id FROM unnest($1::bigint[], $2::uuid[]) AS a (seq, id) JOIN revocation_log t USING (seq, id)
     ) AS there
@@ -441,4 +443,6 @@ def _census(records: Sequence[asyncpg.Record], sent: float) -> Census:
     first = records[0]
     members = tuple(Member(r["node"], r["policy"], r["applied"]) for r in records if r["node"] is not None)
     there = frozenset(id.hex for id in first["there"])
-    return Census(sent, first["start"], first["lease_seconds"], first["drift_seconds"], members, there)
+    return Census(
+        sent, first["start"], first["lease_seconds"], first["drift_seconds"], members, there, first["settled"]
+    )

@@ -27,6 +27,12 @@ _REMOVE_DEAD = """
 DELETE FROM processes WHERE node = $1 AND beat = $2 AND extract(epoch FROM pg_postmaster_start_time())::float8 = $3
 """
 
+_SETTLE = """
+UPDATE revocation_head SET settled_start = pg_postmaster_start_time()
+WHERE settled_start IS DISTINCT FROM pg_postmaster_start_time()
+AND extract(epoch FROM pg_postmaster_start_time())::float8 = $1
+"""
+
 MARGIN = 1.0
 """Beyond L + d, before a process whose beat stands still is taken for dead (s)."""
 
@@ -103,3 +109,8 @@ async def look(connection: Connection) -> tuple[list[Beat], float]:
 async def remove_dead(connection: Connection, dead: Dead) -> bool:
     """5c: only if its beat still stands, and the server is still the one where that was seen."""
     return (await connection.execute(_REMOVE_DEAD, dead.node, dead.beat, dead.start)).endswith(" 1")
+
+
+async def settle(connection: Connection, start: float) -> None:
+    """6b: write down for all that this server start has been renewed against for L + d."""
+    await connection.execute(_SETTLE, start)

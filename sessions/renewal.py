@@ -49,6 +49,7 @@ SELECT EXISTS (SELECT FROM beat) AS registered,
     extract(epoch FROM pg_postmaster_start_time())::float8 AS start,
     extract(epoch FROM clock_timestamp())::float8 AS now,
     h.seq AS head_seq, h.id AS head_id, h.era_id, h.lease_seconds, h.drift_seconds, h.protocol_version, h.chain,
+    h.settled_start IS NOT DISTINCT FROM pg_postmaster_start_time() AS settled,
     {COLUMNS}
 FROM revocation_head h
 LEFT JOIN LATERAL (SELECT * FROM revocation_log WHERE seq > $2 ORDER BY seq LIMIT {PAGE}) l ON true
@@ -310,6 +311,7 @@ def _reply(records: Sequence[Any]) -> Reply:
         first["drift_seconds"],
         first["protocol_version"],
         first["chain"].hex,
+        first["settled"],
     )
     rows = tuple(row_of(record) for record in records if record["seq"] is not None)
     return Reply(first["registered"], first["pair"], first["start"], first["now"], head, rows)

@@ -428,7 +428,7 @@ class Revocations:
     # -- the others
 
     async def _sweep(self) -> None:
-        """5c: remove who is dead."""
+        """5c: remove who is dead. 6b: settle the server start, once it is old enough."""
         while True:
             await asyncio.sleep(SWEEP)
             try:
@@ -450,6 +450,8 @@ class Revocations:
                     self._watch.reset()
                     return
                 dead = self._watch.look(beats, start=start, sent=sent, arrived=self._clock.now(), limit=limit)
+                if self._renewal.lease.settled(sent) and not self._renewal.lease.settled_by_others:
+                    await registration.settle(connection, start)
                 for process in dead:
                     if process.node != self.node and await registration.remove_dead(connection, process):
                         log.warning("process_removed", node=process.node)

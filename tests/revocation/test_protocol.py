@@ -641,6 +641,7 @@ async def test_6b_a_process_that_has_just_started_takes_no_acknowledgement_for_p
     await cluster.session("s1")
     lease = process.revocations._renewal.lease
     lease.since = process.clock.now()
+    await cluster.sql("UPDATE revocation_head SET settled_start = NULL")  # nor has any other
     receipt = await process.revocations.revoke(ending("s1"), wait=True)
     assert receipt.state == "confirmed"
     assert receipt.elapsed_ms > 400
