@@ -181,6 +181,13 @@ class ExternalTokens:
         own = settings.subscription_token
         self._subscription = self._verifier("", own) if own.enabled else None
         self._foreign = tuple(f"{i.name}:" for i in settings.issuers)
+        token = settings.token
+        self._default_speaks = bool(
+            token.hmac_secret_key.get_secret_value()
+            or token.rsa_public_key
+            or token.ecdsa_public_key
+            or token.jwks_public_endpoint
+        )
 
     def _verifier(self, name: str, settings: Token) -> _Verifier:
         keys: KeySource
@@ -189,6 +196,10 @@ class ExternalTokens:
         else:
             keys = StaticKeys(settings)
         return _Verifier(name, settings, keys)
+
+    def could_name(self, user: str) -> bool:
+        """Whether some issuer's token could name `user`, who then need not have been here to be known."""
+        return user.startswith(self._foreign) or (self._default_speaks and not user.startswith(LOCAL_USER))
 
     def _forget(self) -> None:
         """A key was withdrawn: what it signed has to be verified again."""

@@ -391,10 +391,12 @@ class Accounts:
         now = revocations.database_now
         secret = settings.sessions.secret_key.get_secret_value()
         self._sessions = SessionRoutes(sessions, pool, registry.connections)
-        self._revocations = RevocationRoutes(revocations, pool, registry, secret=secret)
         self.keys = Keys(pool, key_sealer(settings.sessions), settings.auth.access_token_algorithm, clock=clock)
         self.tokens = AccessTokens(self.keys, settings.auth, now=now)
         self.external = ExternalTokens(settings.client, now=now, clock=clock)
+        self._revocations = RevocationRoutes(
+            revocations, pool, registry, secret=secret, foreign=self.external.could_name
+        )
         self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), clock=clock)
         self.passwords = Passwords(settings.auth)
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)

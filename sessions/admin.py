@@ -132,10 +132,11 @@ _KNOWN = "SELECT EXISTS (SELECT FROM sessions WHERE sid = $1) OR EXISTS (SELECT 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """What a target would end."""
+    """What a target would end. `foreign`: whether an external issuer could name this user."""
 
     pool: Pool
     registry: Registry
+    foreign: Callable[[str], bool]
 
     async def count(self, target: Target, spared: str) -> tuple[int, int | None, int]:
         """(sessions, connections, users). Raises Problem `not_found`."""
@@ -148,12 +149,16 @@ class Counter:
         return sessions, connections, users
 
     async def known(self, target: Target) -> bool:
-        """Whether the database has heard of the session or user."""
-        if target.sid is None and target.user is None:
+        """Whether the database has heard of the session or user, or need not have."""
+        if (target.sid is None and target.user is None) or self.may_come(target):
             return True
         with translated():
             async with self.pool.acquire(timeout=2.0) as connection:
                 return bool(await connection.fetchval(_KNOWN, target.sid, target.user))
+
+    def may_come(self, target: Target) -> bool:
+        """A user whom we first hear of by a token: his backend may end what it issued before anybody came with it."""
+        return target.user is not None and target.issued_before is None and self.foreign(target.user)
 
     async def connected(self, sid: str) -> bool:
         """Whether some node has a connection of this session (an anonymous one stands in no table)."""
@@ -199,11 +204,20 @@ class Counter:
 
 
 class RevocationRoutes:
-    """`registry` is the gateway's; `secret` is sessions.secret_key."""
+    """`registry` is the gateway's; `secret` is sessions.secret_key; `foreign` says whether an external issuer could
+    name a user."""
 
-    def __init__(self, revocations: Revocations, pool: Pool, registry: Registry, *, secret: str) -> None:
+    def __init__(
+        self,
+        revocations: Revocations,
+        pool: Pool,
+        registry: Registry,
+        *,
+        secret: str,
+        foreign: Callable[[str], bool] = lambda user: False,
+    ) -> None:
         self._revocations = revocations
-        self._counter = Counter(pool, registry)
+        self._counter = Counter(pool, registry, foreign)
         self._confirms = Confirms(secret, revocations.database_now)
 
     def routes(self) -> list[Route]:
@@ -296,7 +310,7 @@ class RevocationRoutes:
             entry = msgspec.structs.replace(entry, kind=Kind.USER, subject=target.user)
         else:
             entry = msgspec.structs.replace(entry, kind=Kind.EVERYONE, except_sid=spared)
-        return await self._revocations.order(entry, deed, key)
+        return await self._revocations.order(entry, deed, key, known=not self._counter.may_come(target))
 
     async def _order_session(self, entry: Entry, deed: Deed, key: Key | None) -> tuple[str, bool]:
         """A session that no table knows may be an anonymous connection's, which lives only in its node."""

@@ -81,7 +81,8 @@ async def api(cluster: Cluster) -> AsyncIterator[Api]:
     app[CURRENT] = first.revocations.fresh
     app[ORIGINS] = frozenset()
     app[TRUSTED] = ()
-    routes = RevocationRoutes(first.revocations, first.pool, registry, secret="s" * 32)
+    foreign = lambda user: user.startswith("shop:")  # noqa: E731
+    routes = RevocationRoutes(first.revocations, first.pool, registry, secret="s" * 32, foreign=foreign)
     mount(app, routes.routes())
     async with TestClient(TestServer(app)) as client:
         yield Api(client, cluster, registry)
@@ -274,6 +275,16 @@ async def test_unknown_and_anonymous_targets(api: Api) -> None:
     assert (status, receipt["sessions"], receipt["connections_closed"]) == (201, 0, 1)
     assert (await api.get("0" * 32))[0] == 404
     assert (await api.get("not-an-id"))[0] == 404
+
+
+async def test_a_foreign_user_is_out_before_he_was_ever_seen(api: Api) -> None:
+    status, dry = await api.post({"user": "shop:42"}, dry_run=True)
+    assert (status, dry["sessions"], dry["users"]) == (200, 0, 0)
+    status, receipt = await api.post({"user": "shop:42"}, wait=True)
+    assert (status, receipt["sessions"]) == (201, 0)
+    [subject] = await api.cluster.sql("SELECT revoked_below FROM subjects WHERE id = 'shop:42'")
+    assert subject["revoked_below"] == ERA + 1
+    assert api.second.revocations.judge("x", "shop:42", ERA, api.second.revocations.position) is not None
 
 
 async def test_who_is_already_out_can_be_ended_again(api: Api) -> None:
