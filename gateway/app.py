@@ -204,6 +204,11 @@ class App:
         why = self._why()
         return Status(not why, why, self.node.connections)
 
+    def watch(self, changed: Callable[[], object]) -> None:
+        """Have `changed` called whenever `status` has changed by itself: this node froze or thawed."""
+        self.revocations.on_freeze.append(changed)
+        self.revocations.on_thaw.append(changed)
+
     def _why(self) -> str:
         if self._draining:
             return "draining"
@@ -342,8 +347,9 @@ async def _measured(request: web.Request, handler: Callable[[web.Request], Await
     started = time.perf_counter()
     response = await handler(request)
     resource = request.match_info.route.resource
-    metrics.requests.labels(resource.canonical if resource else "", request.method, response.status).inc()
-    metrics.request_seconds.observe(time.perf_counter() - started)
+    metrics.answered(resource.canonical if resource else "", request.method, response.status)
+    if response.status != 101:  # the connection's whole life is no time to answer
+        metrics.request_seconds.observe(time.perf_counter() - started)
     return response
 
 

@@ -1,14 +1,14 @@
 """The socket between the supervisor and one worker: what goes over it, and how bytes become messages again.
 
-A Unix stream socket carries lines. Down go a `Setup`, connections (the line `+`, with the descriptor beside it) and a
+A Unix stream socket carries lines. Down go a `Setup`, connections (a line each, their descriptors beside them) and a
 `Drain`; up go `Report`s. The end of the stream means that the other side is gone. No process and no loop lives here,
 and nothing that takes long to load: the supervisor needs it before the first worker runs.
 """
 
 import socket
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,8 +21,9 @@ ROLES: dict[str, tuple[str, ...]] = {
 # What moves to the internal port where there is one.
 INSIDE = ("/api", "/admin")
 
-TAKE = b"+\n"
-_MAX_DESCRIPTORS = 64
+MAX_CONNECTIONS = 64  # in one message
+_LINES = {socket.AF_INET: b"4", socket.AF_INET6: b"6"}
+_FAMILIES = {line: family for family, line in _LINES.items()}
 _BUFFER = 1 << 20
 
 
@@ -59,6 +60,13 @@ class WorkerState(msgspec.Struct, frozen=True):
     why: str
 
 
+class Passed(NamedTuple):
+    """A connection that is the receiver's now. `descriptor`: -1 when it was lost, this process having no more."""
+
+    descriptor: int
+    family: socket.AddressFamily
+
+
 Message = Setup | Drain | Report
 _decoder = msgspec.json.Decoder(Message)
 
@@ -77,6 +85,12 @@ def encode(message: Message) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
+def pass_connections(end: socket.socket, connections: Sequence[socket.socket]) -> None:
+    """Send up to MAX_CONNECTIONS, all or none. OSError: the queue is full, or the other side is gone."""
+    lines = b"".join(_LINES[connection.family] + b"\n" for connection in connections)
+    socket.send_fds(end, [lines], [connection.fileno() for connection in connections])
+
+
 class Receiver:
     """Reads one end."""
 
@@ -86,10 +100,10 @@ class Receiver:
         self._descriptors: deque[int] = deque()
         self.ended = False
 
-    def read(self) -> Iterator[Message | int]:
-        """What has arrived: messages, and connections' descriptors, which are the caller's now. `ended` at the end."""
+    def read(self) -> Iterator[Message | Passed]:
+        """What has arrived. `ended` at the end."""
         try:
-            data, descriptors, _flags, _address = socket.recv_fds(self._end, 65536, _MAX_DESCRIPTORS)
+            data, descriptors, _flags, _address = socket.recv_fds(self._end, 65536, MAX_CONNECTIONS)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -100,4 +114,8 @@ class Receiver:
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            yield self._descriptors.popleft() if line == b"+" else _decoder.decode(line)
+            family = _FAMILIES.get(line)
+            if family is None:
+                yield _decoder.decode(line)
+            else:
+                yield Passed(self._descriptors.popleft() if self._descriptors else -1, family)

@@ -11,6 +11,8 @@ lives takes it, and answers that it is frozen. It serves no client itself; what 
 import asyncio
 import contextlib
 import errno
+import heapq
+import math
 import os
 import secrets
 import signal
@@ -21,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import structlog
@@ -33,14 +35,25 @@ from config.settings import Settings, to_json
 if TYPE_CHECKING:
     from gateway.inside import Inside
 
-from gateway.handover import INSIDE, TAKE, Drain, Receiver, Report, Setup, WorkerState, encode, pair
+from gateway.handover import (
+    INSIDE,
+    MAX_CONNECTIONS,
+    Drain,
+    Receiver,
+    Report,
+    Setup,
+    WorkerState,
+    encode,
+    pair,
+    pass_connections,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-TICK = 0.1
-STALE = 0.35  # a worker that was silent for so long gets nothing while another is fresh
+TICK = 0.5
+STALE = 2.0  # a worker that was silent for so long gets nothing while another is fresh
+REAP = 0.02
 START_LIMIT = 60.0
 LEASE = 5.0
-ACCEPTS_A_TURN = 64
 BACKLOG = 4096
 STARTS_WITHOUT_SUCCESS = 3
 LONG_LIFE = 30.0
@@ -52,8 +65,7 @@ _OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What a choice is made from. `load`: connections reported, and those passed since."""
 
     ready: bool
@@ -61,13 +73,19 @@ class Seen:
     load: int
 
 
-def choose(workers: Sequence[Seen | None]) -> list[int]:
-    """Whom to offer a connection to, best first; None stands for one that does not serve.
+def choose(workers: Sequence[Seen | None], count: int = 1) -> list[int]:
+    """Whom to pass so many connections to, one index each; none when nobody lives. None: one that does not serve.
 
     Ready before not ready, lately heard before silent, then the fewest connections.
     """
-    alive = [(index, seen) for index, seen in enumerate(workers) if seen is not None]
-    return [i for i, seen in sorted(alive, key=lambda pair: _rank(pair[1]))]
+    ranks = [(*_rank(seen), index) for index, seen in enumerate(workers) if seen is not None]
+    heapq.heapify(ranks)
+    chosen = []
+    for _ in range(count if ranks else 0):
+        silent, unready, load, index = ranks[0]
+        chosen.append(index)
+        heapq.heapreplace(ranks, (silent, unready, load + 1, index))
+    return chosen
 
 
 def _rank(seen: Seen) -> tuple[bool, bool, float]:
@@ -98,12 +116,27 @@ class Child:
         self.receiver = Receiver(self.control)
 
     @property
+    def serves(self) -> bool:
+        """Whether it can take connections."""
+        return self.report is not None and not self.report.ended and self.lost is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is stopped (SIGSTOP): the kernel knows before we miss its reports."""
+        if not hasattr(os, "waitid"):
+            return False
+        with contextlib.suppress(ChildProcessError):
+            return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        return False
+
+    @property
     def seen(self) -> Seen | None:
-        """None: it cannot take connections."""
+        """None: it does not serve."""
         report = self.report
-        if report is None or report.ended or self.lost is not None:
+        if report is None or not self.serves:
             return None
-        return Seen(report.ready, self.silent, report.connections + self.sent - report.taken)
+        silent = math.inf if self.stopped else self.silent
+        return Seen(report.ready, silent, report.connections + self.sent - report.taken)
 
 
 class Supervisor:
@@ -129,7 +162,6 @@ class Supervisor:
         self._slots: list[Child | None] = [None] * workers
         self._deaths = [0] * workers  # in a row, each soon after the start
         self._well = [False] * workers  # was ready once
-        self._due = [0.0] * workers
         self._listeners, self._internal = list(sockets), list(internal)
         self._metrics = metrics
         self._guardian = guardian
@@ -253,6 +285,17 @@ class Supervisor:
         if child.receiver.ended and child.lost is None:
             child.lost = asyncio.get_running_loop().time()
             asyncio.get_running_loop().remove_reader(child.control.fileno())
+            self._reap(child)
+
+    def _reap(self, child: Child) -> None:
+        """The end of its socket is most likely the end of the process: look often, until the tick takes over."""
+        loop = asyncio.get_running_loop()
+        if self._stopping or child not in self._slots or child.lost is None:
+            return
+        if child.process.poll() is not None:
+            self._bury(self._slots.index(child), child)
+        elif loop.time() - child.lost < TICK:
+            loop.call_later(REAP, self._reap, child)
 
     def _stands_differently(self, child: Child, report: Report) -> None:
         log.info("worker_ready" if report.ready else "worker_not_ready", worker=child.node[:8], why=report.why)
@@ -269,40 +312,43 @@ class Supervisor:
             now = loop.time()
             passed, before = min(now - before, 2 * TICK), now
             for slot, child in enumerate(self._slots):
-                if child is not None:
+                if child is not None and not self._stopping:
                     child.silent += passed
                     self._look_after(slot, child, now)
-                elif not self._stopping and now >= self._due[slot]:
-                    self._spawn(slot)
-                    if self._on_change is not None:
-                        self._on_change()
 
     def _look_after(self, slot: int, child: Child, now: float) -> None:
         if child.process.poll() is not None:
-            if not self._stopping:
-                self._bury(slot, child, now)
+            self._bury(slot, child)
             return
         limit = START_LIMIT if child.report is None else self._silence_limit
         if child.silent > limit or (child.lost is not None and now - child.lost > self._drain_for + 1.0):
             log.error("worker_silent", worker=child.node[:8], pid=child.process.pid, seconds=round(child.silent, 1))
             child.process.kill()
 
-    def _bury(self, slot: int, child: Child, now: float) -> None:
+    def _bury(self, slot: int, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        lived = loop.time() - child.started
         self._slots[slot] = None
-        self._deaths[slot] = 1 if now - child.started > LONG_LIFE else self._deaths[slot] + 1
+        self._deaths[slot] = 1 if lived > LONG_LIFE else self._deaths[slot] + 1
         pause = pause_before(self._deaths[slot])
-        self._due[slot] = now + pause
         log.error(
             "worker_died",
             worker=child.node[:8],
             pid=child.process.pid,
             status=child.process.returncode,
-            lived=round(now - child.started, 1),
+            lived=round(lived, 1),
             next_start_in=pause,
         )
+        loop.call_later(pause, self._start_again, slot)
         self._forget(child)
         self._changed.set()
         self._mourn(child.node)
+
+    def _start_again(self, slot: int) -> None:
+        if not self._stopping:
+            self._spawn(slot)
+            if self._on_change is not None:
+                self._on_change()
 
     def _forget(self, child: Child) -> None:
         if child.lost is None:
@@ -349,39 +395,57 @@ class Supervisor:
 
     def _acceptable(self, listener: socket.socket) -> None:
         public = listener in self._listeners
-        for _ in range(ACCEPTS_A_TURN):
-            if public and not self._any_serves():
-                self._refuse(listener)  # until a worker reports
-                return
-            try:
-                connection, _address = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF:
-                    raise
-                log.warning("accept_failed", error=os.strerror(error.errno or 0))
-                self._refuse(listener)
-                asyncio.get_running_loop().call_later(TICK, self._accept, listener)
-                return
-            (self._pass_on if public else self._sort)(connection)
+        if public and not self._any_serves():
+            self._refuse(listener)  # until a worker reports
+            return
+        accepted: list[socket.socket] = []
+        try:
+            while len(accepted) < MAX_CONNECTIONS:
+                accepted.append(listener.accept()[0])
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            pass
+        except OSError as error:
+            if error.errno not in _OUT_OF:
+                raise
+            log.warning("accept_failed", error=os.strerror(error.errno or 0))
+            self._refuse(listener)
+            asyncio.get_running_loop().call_later(TICK, self._accept, listener)
+        if public:
+            self._pass_on(accepted)
+        else:
+            for connection in accepted:
+                self._sort(connection)
 
     def _any_serves(self) -> bool:
-        return any(child is not None and child.seen is not None for child in self._slots)
+        return any(child is not None and child.serves for child in self._slots)
 
-    def _pass_on(self, connection: socket.socket) -> None:
-        """To the best worker that takes it; closed when none does."""
-        with connection:
-            for index in choose([child.seen if child is not None else None for child in self._slots]):
-                child = self._slots[index]
-                assert child is not None  # noqa: S101 - `choose` leaves those out
-                try:
-                    socket.send_fds(child.control, [TAKE], [connection.fileno()])
-                except OSError:
-                    continue  # its queue is full, or it is gone
-                child.sent += 1
-                return
-            log.warning("connection_dropped", why="no worker takes it")
+    def _pass_on(self, connections: list[socket.socket]) -> None:
+        """Each to the best worker that takes it, those of one worker in one message; closed when none does."""
+        workers = [child.seen if child is not None else None for child in self._slots]
+        left = connections
+        while left and (chosen := choose(workers, len(left))):
+            shares: dict[int, list[socket.socket]] = {}
+            for index, connection in zip(chosen, left, strict=True):
+                shares.setdefault(index, []).append(connection)
+            left = []
+            for index, share in shares.items():
+                if not self._pass_to(index, share):  # its queue is full, or it is gone
+                    workers[index] = None
+                    left += share
+        if left:
+            log.warning("connections_dropped", count=len(left), why="no worker takes them")
+        for connection in connections:
+            connection.close()
+
+    def _pass_to(self, index: int, share: list[socket.socket]) -> bool:
+        child = self._slots[index]
+        assert child is not None  # noqa: S101 - `choose` leaves those out
+        try:
+            pass_connections(child.control, share)
+        except OSError:
+            return False
+        child.sent += len(share)
+        return True
 
     # The internal port
 
@@ -392,6 +456,18 @@ class Supervisor:
         self._keep(partial(self._sorted, connection, end), "internal connection")
 
     async def _sorted(self, connection: socket.socket, end: float) -> None:
+        try:
+            line = await self._first_line(connection, end)
+        except BaseException:
+            connection.close()
+            raise
+        if line:
+            await self._route(connection, line)
+        else:
+            connection.close()
+
+    async def _first_line(self, connection: socket.socket, end: float) -> bytes:
+        """The request line, left where it is; nothing when none came."""
         loop = asyncio.get_running_loop()
         while loop.time() < end:
             try:
@@ -402,17 +478,16 @@ class Supervisor:
                 head = b""
             line, complete, _ = head.partition(b"\r\n")
             if complete or len(head) == _PEEK:
-                await self._route(connection, line)
-                return
+                return line
             if not head:
                 break
             await asyncio.sleep(0.005)
-        connection.close()
+        return b""
 
     async def _route(self, connection: socket.socket, line: bytes) -> None:
         path = [*line.split(b" "), b""][1]
         if path.startswith(tuple(prefix.encode() for prefix in INSIDE)) and self._any_serves():
-            self._pass_on(connection)
+            self._pass_on([connection])
         elif self._inside is not None:
             await self._inside.take(connection)
 
@@ -422,6 +497,8 @@ def _state(child: Child | None) -> WorkerState:
         return WorkerState("", False, "being started again")
     if child.report is None:
         return WorkerState(child.node, False, "starting")
+    if child.stopped:
+        return WorkerState(child.node, False, "stopped")
     if child.silent > STALE:
         return WorkerState(child.node, False, f"silent for {child.silent:.1f} s")
     return WorkerState(child.node, child.report.ready, child.report.why)

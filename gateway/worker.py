@@ -22,9 +22,10 @@ from config import logging
 from config.http import Problem
 from config.settings import Settings
 from gateway import app as application
-from gateway.handover import INSIDE, ROLES, Drain, Receiver, Report, Setup, encode
+from gateway.handover import INSIDE, ROLES, Drain, Passed, Receiver, Report, Setup, encode
 
-REPORT_EVERY = 0.1
+CHECK_EVERY = 0.25
+REPORT_EVERY = 1.0
 ORPHAN_DRAIN = 1.0
 SHUTDOWN = 1.0  # for HTTP requests that still run after the drain
 
@@ -44,6 +45,7 @@ class Worker:
         self._app: application.App | None = None
         self._server: Callable[[], Any] | None = None
         self._taken = 0
+        self._said: Report | None = None
         self._taking: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -68,7 +70,9 @@ class Worker:
         app = await application.build(settings, node=setup.node, dev=setup.dev)
         await app.start()
         try:
-            app.web.middlewares.insert(0, _only(setup.roles, settings.http_server.internal_port))
+            internal = settings.http_server.internal_port
+            if setup.roles or internal:
+                app.web.middlewares.insert(0, _only(setup.roles, internal))
             runner = web.AppRunner(
                 app.web, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN, keepalive_timeout=75
             )
@@ -95,12 +99,26 @@ class Worker:
         self._send(Report(False, "ended", 0, self._taken, ended=True))
 
     async def _report(self) -> None:
-        """Say how we stand, ten times a second: the supervisor takes silence for death."""
+        """Say how we stand: at once when it changes, else every second, as the supervisor takes silence for death."""
         assert self._app is not None  # noqa: S101
+        loop, due = asyncio.get_running_loop(), 0.0
+        self._app.watch(self._say_changes)
         while True:
-            status = self._app.status()
-            self._send(Report(status.ready, status.why, status.connections, self._taken))
-            await asyncio.sleep(REPORT_EVERY)
+            if loop.time() >= due:
+                self._said = None
+            if self._say_changes():
+                due = loop.time() + REPORT_EVERY
+            await asyncio.sleep(CHECK_EVERY)
+
+    def _say_changes(self) -> bool:
+        assert self._app is not None  # noqa: S101
+        status = self._app.status()
+        report = Report(status.ready, status.why, status.connections, self._taken)
+        if report == self._said:
+            return False
+        self._said = report
+        self._send(report)
+        return True
 
     def _send(self, report: Report) -> None:
         """A report that does not fit is left out: the next one says more."""
@@ -109,7 +127,7 @@ class Worker:
 
     def _readable(self) -> None:
         for message in self._receiver.read():
-            if isinstance(message, int):
+            if isinstance(message, Passed):
                 self._take(message)
             elif isinstance(message, Setup):
                 self._setup.set_result(message)
@@ -123,10 +141,14 @@ class Worker:
         if not self._end.done():
             self._end.set_result(seconds)
 
-    def _take(self, descriptor: int) -> None:
+    def _take(self, passed: Passed) -> None:
         """A connection that was accepted for us."""
         self._taken += 1
-        connection = socket.socket(fileno=descriptor)
+        if passed.descriptor < 0:
+            log.warning("connection_lost", why="out of descriptors")
+            return
+        # Naming family, type and protocol saves asking the kernel for each.
+        connection = socket.socket(passed.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, passed.descriptor)
         if self._server is None:
             connection.close()
             return

@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -38,6 +39,9 @@ class App:
     def status(self) -> Status:
         return self.now
 
+    def watch(self, changed: Callable[[], object]) -> None:
+        self.changed = changed
+
     async def drain(self, seconds: float) -> None:
         print("drained", self.node, seconds, file=sys.stderr, flush=True)
         if self.hold:
@@ -53,6 +57,7 @@ class App:
         q = request.query
         self.now = Status(q.get("ready", "1") == "1", q.get("why", ""), int(q.get("connections", "0")))
         self.hold = "hold" in q
+        self.changed()
         return web.Response()
 
 
