@@ -162,10 +162,10 @@ class Faults:
         here.valkey.garble = 1.0 if deaf else 0.0
         try:
             async with self._in_force(name, kills={node}, note=f"node {node}"):
-                await self.world.until(lambda: self._back(node, pid), 20)
+                await self.world.until(lambda: self._back(node, pid), 20, every=0.02)
+                await self._revoke_into(node)
                 for session in self._dead()[-6:]:
                     self.world.keep(self.people.ghost(session, node))
-                await self._revoke_into(node)
         finally:
             here.valkey.garble = 0.0
 
@@ -174,14 +174,18 @@ class Faults:
         return pid not in (0, before) and any(state.ready for state in self.world.nodes[node].supervisor.states)
 
     async def _revoke_into(self, node: int) -> None:
-        """Sessions end just as the node begins, and try to come back through it."""
+        """Sessions end just as the node begins, and try to come back through it with tokens that are as young as it
+        is: older ones stand below its floor, so that it would ask the database."""
         others = [n for n in self._all if n != node] or [node]
         victims = self.people.sessions()
         self.rng.shuffle(victims)
-        for session in victims[:3]:
-            state = await self.people.revoke(self.rng.choice(others), {"sid": session.sid}, [session])
-            if state == "confirmed":
-                self.world.keep(self.people.ghost(session, node))
+
+        async def one(session: Any) -> None:
+            await self.people.renew(session, self.rng.choice(others))
+            await self.people.revoke(self.rng.choice(others), {"sid": session.sid}, [session])
+            await self.people.ghost(session, node)
+
+        await asyncio.gather(*(one(session) for session in victims[:3]))
 
     def _dead(self) -> list[Any]:
         return [session for person in self.people.people for session in person.sessions if session.dead]

@@ -142,22 +142,24 @@ class People:
 
     async def do_refresh(self, user: int, node: int, in_band: bool) -> None:
         session = self._some(user)
-        if session is None:
-            return
-        async with session.busy:
-            answer = await self._try(
-                node, "POST", "/auth/refresh", {"refresh_token": session.refresh}, address=session.address
-            )
-            if answer is not None and answer.status == 200:
-                session.old.append(session.refresh)
-                session.access, session.refresh = answer.body["access_token"], answer.body["refresh_token"]
-            elif answer is None:
-                session.old.clear()  # which of them is the current one is not known
-        if in_band and answer is not None and answer.status == 200:
+        if session is not None and await self.renew(session, node) and in_band:
             for client in self.clients_of([session.sid]):
                 if client.live:
                     with contextlib.suppress(ConnectionError, TimeoutError):
                         await client.ask("refresh", {"token": session.access})
+
+    async def renew(self, session: Session, node: int) -> bool:
+        """New tokens over HTTP."""
+        async with session.busy:
+            body = {"refresh_token": session.refresh}
+            answer = await self._try(node, "POST", "/auth/refresh", body, address=session.address)
+            if answer is not None and answer.status == 200:
+                session.old.append(session.refresh)
+                session.access, session.refresh = answer.body["access_token"], answer.body["refresh_token"]
+                return True
+            if answer is None or answer.status >= 500:
+                session.old.clear()  # which of them is the current one is not known
+            return False
 
     async def do_reuse(self, user: int, node: int) -> None:
         """A thief presents a refresh token of before."""

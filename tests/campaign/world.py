@@ -306,13 +306,13 @@ class World:
         self.log(Readiness(answer.at, node, answer.status == 200, answer.sent, why))
         return answer.status == 200
 
-    async def until(self, wanted: Callable[[], Any], seconds: float) -> bool:
+    async def until(self, wanted: Callable[[], Any], seconds: float, *, every: float = 0.1) -> bool:
         """Wait until the coroutine function says yes, for so long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if await wanted():
                 return True
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(every)
         return False
 
     # -- servers
