@@ -101,6 +101,15 @@ def _query_parameters(route: Route, schema_of: dict[Any, Any], components: dict[
     ]
 
 
+# The server API says these in plain text, or not at all.
+_PLAIN_REFUSALS = {
+    "400": "Not JSON, or of other types than these",
+    "401": "No API key, or one that is not good",
+    "413": "The body is too large",
+    "415": "The body is compressed",
+}
+
+
 def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     if route.result is None:
@@ -110,6 +119,8 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         content = {"application/json": {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
         for status in (route.status, *route.also):
             responses[str(status)] = {"description": "Done", "content": content}
+    if route.access == "key":
+        responses |= {status: {"description": why} for status, why in _PLAIN_REFUSALS.items()}
     problem = {"application/problem+json": {"schema": schema_of[ProblemDetails]}}
     for code in problem_codes(route):
         status, title = PROBLEMS[code]

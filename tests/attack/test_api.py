@@ -118,3 +118,12 @@ async def test_an_old_request_was_answered_on_more_lines_than_it_has(world: Worl
     line = json.dumps({"method": "history", "params": {"channel": channel, "limit": 1}}).encode()
     first, second = (await api(world, "", line + b"\n" + line)).body.split(b"\n")
     assert json.loads(first) == json.loads(second)
+
+
+async def test_what_the_server_api_refuses_with_was_not_described(world: World) -> None:
+    _, document = await world.call("GET", "/openapi.json")
+    described = document["paths"]["/api/publish"]["post"]["responses"]
+    without_key = await send_request(world, "POST", "/api/publish", b"{}")
+    not_json = await api(world, "publish", b"{")
+    assert (without_key.status, not_json.status) == (401, 400)
+    assert {"200", "400", "401", "413", "415", "503"} <= described.keys()
