@@ -15,16 +15,19 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input 
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check lint types autobahn bench campaign lock clean
+.PHONY: help install dev test check lint types autobahn bench campaign lock clean
 
 help:
 	@echo "make dev [ARGS=...]   run everything for development (ARGS=--help lists the options)"
 	@echo "make test [ARGS=...]  run the whole test suite"
+	@echo "make install          only the environment in $(VENV), for run.py's other commands"
 	@echo "make check            lint, types, tests"
 	@echo "make autobahn         all 517 cases of the WebSocket conformance suite"
 	@echo "make bench [ARGS=...] measure"
 	@echo "make campaign [SEED=n] [MINUTES=n] [NODES=3] [FAULTS=F1,F8] [MUTATE=gate]  try to break the promise"
 	@echo "make lock             renew requirements/*.txt from pyproject.toml (needs uv)"
+
+install: installed-dev
 
 dev: installed-dev
 	@exec $(CACHED) run.py dev $(ARGS)

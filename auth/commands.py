@@ -297,7 +297,8 @@ async def retire(
     """Refuse what retiring keys signed, and destroy their private halves."""
     async with database(common) as (settings, pool), pool.acquire() as connection, connection.transaction():
         gone = await signing.retire(connection, settings.auth.access_token_ttl, kid or None, now=now)
-        await audit.append(connection, "signing_key.retired", actor=ACTOR, detail={"kids": gone})
+        if gone:
+            await audit.append(connection, "signing_key.retired", actor=ACTOR, detail={"kids": gone})
     show({"retired": gone}, as_json=common.json)
 
 
@@ -305,7 +306,7 @@ async def retire(
 async def create_api_key(
     name: str,
     *,
-    scope: Annotated[list[str], Parameter(help="What it may; may stand several times.", negative=())] = ["*"],  # noqa: B006
+    scope: Annotated[list[str], Parameter(help=f"What it may, of: {', '.join(api_keys.SCOPES)}.", negative=())] = ["*"],  # noqa: B006
     expires: Annotated[str, Parameter(help='For how long, like "90d"; else for ever.')] = "",
     common: Common = COMMON,
 ) -> None:
@@ -316,6 +317,8 @@ async def create_api_key(
         raise Usage(f"--expires: {error}") from None
     if not 1 <= len(name) <= 100 or not name.isprintable():
         raise Usage("a name has 1 to 100 printable characters")
+    if unknown := [one for one in scope if one not in api_keys.SCOPES]:
+        raise Usage(f"there is no scope {unknown[0]!r} (there are {', '.join(api_keys.SCOPES)})")
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         key, info = await api_keys.create(connection, name, scope, ttl=ttl, actor=ACTOR)
     show({"key": key, **_shown_key(info)}, as_json=common.json)

@@ -257,7 +257,7 @@ async def rotate(connection: Connection, sealer: Sealer, algorithm: str, *, now:
             return None
     elif row["age"] < KNOWN_AFTER and not now:
         raise RotationRefused(
-            f"the next key is not known everywhere yet; it is {KNOWN_AFTER - row['age']:.0f} s too new"
+            f"the next key is not known everywhere yet; it is {KNOWN_AFTER - row['age']:.0f} s too new (wait, or --now)"
         )
     else:
         kid = row["kid"]

@@ -157,6 +157,8 @@ async def test_api_keys_from_the_command_line(run: Run, house: House) -> None:
     assert (await run("keys", "api", "revoke", made["id"]))[0] == 1
     assert (await run("keys", "api", "create", "x", "--expires", "soon"))[0] == 2
     assert (await run("keys", "api", "create", ""))[0] == 2
+    code, _, err = await run("keys", "api", "create", "x", "--scope", "publish")
+    assert (code, "there is no scope 'publish'" in err) == (2, True)
 
 
 async def test_tokens_from_the_command_line(run: Run, house: House, settings: Settings) -> None:
