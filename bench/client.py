@@ -55,9 +55,10 @@ class Opened:
 
 
 class Counts(NamedTuple):
-    """`last` is the moment of the last delivery on the monotonic clock."""
+    """`frames` brought the deliveries; `last` is the moment of the last one on the monotonic clock."""
 
     delivered: int
+    frames: int
     ready: int
     ended: int
     last: float

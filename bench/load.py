@@ -33,7 +33,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-COUNTERS = struct.Struct("<QQQd")  # deliveries, connections that are ready, connections that ended, last delivery
+COUNTERS = struct.Struct("<QQQQd")  # deliveries, frames that brought them, connections: ready, ended; last delivery
 SOURCES = [f"127.0.0.{n}" for n in range(2, 10)]  # one address has at most 28,231 ports to a server
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3: the answer to this very key
@@ -193,7 +193,7 @@ class Load:
         self.dialect: Dialect = Centrifuge()
         self.buffer = bytearray(1 << 18)
         self.view = memoryview(self.buffer)
-        self.delivered = self.ready = self.ended = 0
+        self.delivered = self.frames = self.ready = self.ended = 0
         self.last = 0.0
         self.closes: list[tuple[int, int, str, float]] = []
         self.burials: deque[Connection] = deque()
@@ -214,7 +214,7 @@ class Load:
                         self.obey(json.loads(line))
                 elif (connection := self.connections.get(fd)) is not None:  # else it was shut in this very turn
                     self.turn(connection)
-            COUNTERS.pack_into(self.counters, 0, self.delivered, self.ready, self.ended, self.last)
+            COUNTERS.pack_into(self.counters, 0, self.delivered, self.frames, self.ready, self.ended, self.last)
             if not events:
                 self.rest()
 
@@ -323,6 +323,7 @@ class Load:
                 deliveries = buffer.count(self.dialect.marker, 0, size)
                 if deliveries and buffer.find(b"{}", 0, size) < 0:  # a ping may share the frame
                     self.delivered += deliveries
+                    self.frames += 1
                     self.last = time.monotonic()
                     return
         self.read(connection, connection.rest + bytes(self.view[:size]))
@@ -367,6 +368,7 @@ class Load:
             deliveries = payload.count(self.dialect.marker)
             if deliveries:
                 self.delivered += deliveries
+                self.frames += 1
                 self.last = time.monotonic()
             for line in payload.split(b"\n"):
                 if not deliveries or self.dialect.marker not in line:

@@ -76,6 +76,7 @@ class Sample(NamedTuple):
 
     usage: Usage
     delivered: int
+    frames: int
     seconds: float
 
     def micros(self, units: int | None = None) -> float:
@@ -116,7 +117,7 @@ class Bed:
             reasons = sorted({f"{c.code} {c.reason}" for c in await self.client.closes()})
             self.note = f"{after.ended - counts.ended:,} connections lost: {'; '.join(reasons[:3])}"
             self.opened = after.ready
-        return Sample(used, after.delivered - counts.delivered, time.monotonic() - began)
+        return Sample(used, after.delivered - counts.delivered, after.frames - counts.frames, time.monotonic() - began)
 
     async def warm(self, connections: int) -> None:
         """What is loaded, compiled or cached by the first connections is not theirs."""
@@ -252,6 +253,9 @@ def record(row: Row, beds: Sequence[Bed], samples: dict[str, list[Sample]]) -> N
         row.figures[bed.server.name] = Figure([s.micros() for s in mine], bed.note)
         if any(s.usage.valkey for s in mine):
             row.extra[f"{bed.server.name} stores"] = stores(mine)
+        joined = sum(s.delivered for s in mine) / max(1, sum(s.frames for s in mine))
+        if joined > 1.005:
+            row.extra[f"{bed.server.name} deliveries a frame"] = f"{joined:.2f}"
 
 
 async def channels(run: Run) -> list[Row]:
