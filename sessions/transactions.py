@@ -44,7 +44,7 @@ async def transaction(pool: Pool, then: Callable[[], None] = lambda: None) -> As
         connection = await pool.acquire(timeout=ACQUIRE)
     try:
         with translated():
-            begun = connection.transaction()
+            begun = connection.transaction(isolation="read_committed")  # a read after a lock must see what held it
             await begun.start()
             try:
                 yield connection
