@@ -214,3 +214,11 @@ async def test_the_api_page_shows_every_route(one_worker: World, people: People)
     await expect(fold).to_have_count(1)
     await fold.locator("summary").click()
     await expect(fold).to_contain_text("confirm_required")
+
+
+async def test_a_telephone_shows_it_without_scrolling_sideways(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await register(page, "Gail")
+    await expect(page.locator("#sessions tr")).to_have_count(1)
+    assert await page.evaluate("document.documentElement.scrollWidth") == 360
