@@ -487,6 +487,23 @@ async def test_10a_a_pong_that_could_not_be_read_costs_nobody_the_connection(wor
     assert messages(a.last) == [{"close": [3012, "no pong"]}]
 
 
+async def test_10a_nobody_is_overdue_right_after_the_thaw(world: World) -> None:
+    """The pong was sent in time and lies in the kernel, where we did not look for it."""
+    a = world.peer()
+    while not a.pings:
+        world.clock.advance(0.25)
+        world.hub.tick()
+    world.freeze()
+    for _ in range(31):
+        world.clock.advance(0.25)
+        world.hub.tick()
+    world.renew()
+    for _ in range(8):
+        world.clock.advance(0.25)
+        world.hub.tick()
+    assert a.ended == ""
+
+
 async def test_10b_a_channel_that_overflows_meanwhile_is_told_to_recover() -> None:
     world = World(queue_max_size=5_000)
     a, b = world.member("c"), world.member("d")

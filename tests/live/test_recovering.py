@@ -61,6 +61,35 @@ async def test_recovery_under_concurrent_publishing_has_no_gap_and_no_repetition
     await a.close()
 
 
+@pytest.mark.parametrize("recover", [True, False])
+async def test_what_the_bus_brings_between_reading_and_going_live_is_not_lost(worker: Worker, recover: bool) -> None:
+    a, b = await worker.connect("1"), await worker.connect("2")
+    epoch = (await a.ask(subscribe={"channel": "chat:x"}))["subscribe"]["epoch"]
+    await worker.api("publish", {"channel": "chat:x", "data": 1})
+    history = worker.node._history
+    name = "missed" if recover else "read"
+    read = getattr(history, name)
+
+    async def late(*args: Any, **more: Any) -> Any:
+        stream = await read(*args, **more)
+        for n in (2, 3):
+            await worker.api("publish", {"channel": "chat:x", "data": n})
+        await a.until(lambda: a.pubs("chat:x") == [1, 2, 3])
+        return stream
+
+    setattr(history, name, late)
+    ask = {"channel": "chat:x", **({"recover": True, "offset": 0, "epoch": epoch} if recover else {})}
+    result = (await b.ask(subscribe=ask))["subscribe"]
+    setattr(history, name, read)
+    await worker.api("publish", {"channel": "chat:x", "data": 4})
+    await until_heard(b, "chat:x", 1)
+    assert offsets(result) + pushed(b, "chat:x") == ([1, 2, 3, 4] if recover else [4])
+    if not recover:
+        assert int(result["offset"]) == 3
+    await a.close()
+    await b.close()
+
+
 async def test_many_who_subscribe_at_once_while_others_publish_all_hear_all(shared: Worker) -> None:
     name = f"chat:{secrets.token_hex(6)}"
     stop = asyncio.Event()

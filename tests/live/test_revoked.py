@@ -166,6 +166,47 @@ async def test_9c_a_refresh_that_was_overtaken_by_the_revocation_gives_no_new_li
     assert worker.hub.connections == 0
 
 
+async def test_9c_a_connection_does_not_move_into_a_session_that_has_ended(worker: Worker) -> None:
+    a = await worker.ws()
+    await a.ask(connect={"token": token(jti="one")})
+    identity = worker.app.accounts.identity
+    connect = identity.connect
+
+    async def late(*args: Any, **more: Any) -> Any:
+        connected = await connect(*args, **more)
+        await worker.revoke(sid=connected.standing.sid, reason="in between")
+        return connected
+
+    identity.try_connect = lambda token: None
+    identity.connect = late
+    await a.send(a.command(refresh={"token": token(jti="two")}))
+    assert (await a.closed(), a.reason) == (4501, "session revoked: in between")
+
+
+async def test_8c_what_runs_for_a_dead_generation_reaches_nobody(worker: Worker) -> None:
+    """Its close frames are spread, so its tasks still run: what they wait for comes, and does nothing."""
+    raws = [await worker.connect(str(n)) for n in range(5)]
+    history, go, waiting = worker.node._history, asyncio.Event(), []
+    read = history.read
+
+    async def late(*args: Any, **more: Any) -> Any:
+        waiting.append(1)
+        await go.wait()
+        return await read(*args, **more)
+
+    history.read = late  # type: ignore[method-assign]
+    for raw in raws:
+        await raw.send(raw.command(subscribe={"channel": "chat:x"}))
+    await eventually(lambda: len(waiting) == 5)
+    await worker.revoke(kind="everyone", reason="incident", spread_seconds=1.0)
+    go.set()
+    await asyncio.sleep(0.1)
+    assert "chat:x" not in worker.hub.current.channels
+    assert [list(raw.replies) for raw in raws] == [[1]] * 5
+    assert [await raw.closed() for raw in raws] == [4501] * 5
+    await eventually(lambda: worker.node._joining._heard == {})
+
+
 async def test_the_same_external_token_meets_its_revocation_when_it_comes_again(worker: Worker) -> None:
     mine = token(jti="j1")
     a = await worker.ws()
