@@ -151,3 +151,8 @@ async def test_a_plain_websocket_hears_the_channel(one_worker: World, page: Page
     await said.until("data: 'to all'")
     assert await end(one_worker, sid) == "confirmed 1"
     await said.until("push: { message:")
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert "://" in target or (ROOT / target).exists(), f"README.md links {target}"
