@@ -52,6 +52,10 @@ class Key:
         self._key = key
         self._algorithms: Mapping[str, Any] = {name: jwt.get_algorithm_by_name(name) for name in algorithms}
 
+    def same(self, other: "Key | None") -> bool:
+        """Whether what this key verified holds by `other`."""
+        return other is not None and self._key == other._key and self._algorithms.keys() == other._algorithms.keys()
+
     def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
         """False for an algorithm that is not this key's, too."""
         jws = self._algorithms.get(algorithm)
@@ -121,7 +125,8 @@ def load_public(pem: str, kind: type[Any]) -> Any:
 
 
 class KeySet:
-    """The set at one address. `fetch` gets its bytes (`fetch_guarded`); `changed` hears that a key is gone from it."""
+    """The set at one address. `fetch` gets its bytes (`fetch_guarded`); `changed` hears that a key is gone from
+    it, or is another one under its name."""
 
     def __init__(self, url: str, fetch: Fetch, *, clock: Clock, changed: Callable[[], None]) -> None:
         self._url, self._fetch, self._clock, self._changed = url, fetch, clock, changed
@@ -153,7 +158,7 @@ class KeySet:
         self.fetches += 1
         try:
             keys = parse_set(await self._fetch(self._url))
-            if self._keys.keys() - keys.keys():
+            if not all(key.same(keys.get(kid)) for kid, key in self._keys.items()):
                 self._changed()
             self._keys = keys
         except Exception as error:  # the issuer is away or talks nonsense: its keys stay as they were

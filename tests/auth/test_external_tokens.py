@@ -453,6 +453,29 @@ async def test_a_key_that_left_the_set_signs_no_more() -> None:
     assert (await connect(bench, stays)).session.subject == "42"
 
 
+async def test_a_key_that_was_replaced_under_its_name_went_on_for_tokens_seen_before() -> None:
+    issuer = Issuer(jwk(RSA, kid="k"))
+    bench = with_set(issuer)
+    stolen = jwt.encode({"sub": "42"}, RSA, "RS256", headers={"kid": "k"})
+    await connect(bench, stolen)
+    issuer.keys[:] = [jwk(P256, kid="k")]
+    bench.clock.advance(jwks.GAP)
+    await bench.external.look(apart(stolen))
+    with pytest.raises(TokenInvalid):
+        await connect(bench, stolen)
+
+
+async def test_the_same_keys_again_cost_nobody_another_verification() -> None:
+    issuer = Issuer(jwk(RSA, kid="k"))
+    bench = with_set(issuer)
+    token = jwt.encode({"sub": "42"}, RSA, "RS256", headers={"kid": "k"})
+    await connect(bench, token)
+    bench.clock.advance(jwks.GAP)
+    await bench.external.look(apart(token))
+    assert issuer.asked == 2
+    assert bench.external.recall(digest(token)) is not None
+
+
 async def test_a_cancelled_waiter_does_not_cancel_the_fetch() -> None:
     issuer = Issuer(jwk(RSA, kid="r"))
     bench = with_set(issuer)
