@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from config.errors import Failure
-from config.servers import Guardian, free_port
+from config.servers import Guardian
 from config.settings import Settings, with_values
 from gateway import supervisor as module
 from gateway.handover import pass_connections
@@ -54,7 +54,10 @@ class Running:
 async def running(
     tmp_path: Path, workers: int, *, settings: Settings = SETTINGS, internal: bool = False, wait: bool = True
 ) -> AsyncIterator[Running]:
-    port, inside = free_port(), free_port()
+    sockets = listen("127.0.0.1", 0)
+    internals = listen("127.0.0.1", 0) if internal else []
+    port = sockets[0].getsockname()[1]
+    inside = internals[0].getsockname()[1] if internal else 0
     guardian = Guardian()
     own: list[Running] = []
 
@@ -66,8 +69,8 @@ async def running(
 
     supervisor = Supervisor(
         workers=workers,
-        sockets=listen("127.0.0.1", port),
-        internal=listen("127.0.0.1", inside) if internal else [],
+        sockets=sockets,
+        internal=internals,
         metrics=tmp_path,
         guardian=guardian,
         on_dead=on_dead,
@@ -173,9 +176,9 @@ async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
 async def test_a_dead_worker_is_reported_and_started_again(tmp_path: Path) -> None:
     async with running(tmp_path, 2) as r:
         _, body = await r.get("/who")
-        before = set(r.supervisor.pids)
+        before, left = set(r.supervisor.pids), other(r, body["node"])
         os.kill(body["pid"], signal.SIGKILL)
-        assert {await r.who() for _ in range(3)} == {other(r, body["node"])}
+        assert {await r.who() for _ in range(3)} == {left}
         await r.until(lambda: len(r.supervisor.pids) == 2 and set(r.supervisor.pids) != before)
         assert r.dead == [body["node"]]
         assert r.changes == 1
