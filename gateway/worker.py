@@ -19,6 +19,7 @@ import uvloop
 from aiohttp import web
 
 from config import logging
+from config.errors import Failure
 from config.http import Problem
 from config.settings import Settings
 from gateway import app as application
@@ -59,6 +60,9 @@ class Worker:
         try:
             if self._setup.done():
                 await self._serve(self._setup.result())
+        except Failure as failure:  # its text is for people, and says what to do
+            log.error("worker_failed", pid=os.getpid(), why=str(failure))
+            raise SystemExit(1) from None
         except Exception:
             log.exception("worker_failed", pid=os.getpid())
             raise SystemExit(1) from None
