@@ -153,13 +153,15 @@ class Faults:
                 await asyncio.sleep(seconds)
 
     async def _f10(self, name: str, seconds: float, node: int, deaf: bool) -> None:
-        """A worker is killed; `deaf`: when it is started again, hints do not reach it at first."""
+        """A worker is killed; `deaf`: when it is started again, hints do not reach it at first, and its lease's
+        connection stands still for a while after the first renewal."""
         here = self.world.nodes[node]
         pid = here.pid
         if not pid:
             return
         os.kill(pid, signal.SIGKILL)
         here.valkey.garble = 1.0 if deaf else 0.0
+        here.postgres.stall = deaf
         try:
             async with self._in_force(name, kills={node}, note=f"node {node}"):
                 await self.world.until(lambda: self._back(node, pid), 20, every=0.02)
@@ -167,7 +169,7 @@ class Faults:
                 for session in self._dead()[-6:]:
                     self.world.keep(self.people.ghost(session, node))
         finally:
-            here.valkey.garble = 0.0
+            here.valkey.garble, here.postgres.stall = 0.0, False
 
     async def _back(self, node: int, before: int) -> bool:
         pid = self.world.nodes[node].pid

@@ -11,6 +11,8 @@ import random
 import re
 from collections.abc import Callable
 
+LEASE = b"WITH beat AS"
+"""How the lease's statement begins, which its connection sends once, to prepare it."""
 HINT = re.compile(rb":revocations\r\n\$\d+\r\n")
 RETRANSMISSIONS = (0.2, 0.4, 0.8)
 
@@ -34,6 +36,7 @@ class Proxy:
         """Everything passes."""
         self.up = self.down = True  # to the server, to the gateway
         self.delay = self.loss = self.garble = 0.0
+        self.stall = False  # a lease's connection stands still after its first renewal
         self.refuse = False
         self._free.set()
 
@@ -91,8 +94,13 @@ class Proxy:
                     end.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, up: bool) -> None:
+        sent = 0  # pieces since the lease's statement was prepared here
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                if up and (sent or LEASE in data):
+                    sent += 1
+                    while sent >= 3 and self.stall:  # noqa: ASYNC110 - a knob that is turned at any moment
+                        await asyncio.sleep(0.02)
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if self.loss and self._rng.random() < self.loss:
