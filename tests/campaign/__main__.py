@@ -63,6 +63,7 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
     """Run them; the exit code."""
     totals: dict[str, Any] = {"runs": 0, "seed": planned[0].seed, "mutation": wanted.mutate, "schedule": 0, "events": 0}
     faults: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
     worst, outcome = 0.0, None
     for number, schedule in enumerate(planned, 1):
         say(f"run {number} of {len(planned)}: seed {schedule.seed}, L = {schedule.lease:g} s, {schedule.nodes} nodes")
@@ -74,6 +75,9 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
         for name, count in outcome.faults.items():
             faults[name] = faults.get(name, 0) + count
         worst = max(worst, outcome.worst)
+        for seconds, during in outcome.times:
+            for name in during or ("none",):
+                times.setdefault(name, []).append(seconds)
         if outcome.violations:
             await report(wanted, outcome)
             break
@@ -85,9 +89,16 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
         "violation_count": len(violations),
         "last_seed": outcome.schedule.seed if outcome is not None else None,
         "worst_time_to_close": round(worst, 3),
+        "time_to_close": {name: spread(found) for name, found in sorted(times.items())},
     }
     print(json.dumps(totals), flush=True)
     return VIOLATION if violations else CLEAN
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """How many, the median and the worst (s)."""
+    times = sorted(times)
+    return {"count": len(times), "p50": round(times[len(times) // 2], 3), "max": round(times[-1], 3)}
 
 
 async def report(wanted: argparse.Namespace, outcome: Outcome) -> None:

@@ -9,10 +9,13 @@ import asyncio
 import contextlib
 import random
 import re
+import time
 from collections.abc import Callable
 
 LEASE = b"WITH beat AS"
 """How the lease's statement begins, which its connection sends once, to prepare it."""
+FIRST_RENEWAL = 0.15
+"""Seconds in which the first one is over, and before the second."""
 HINT = re.compile(rb":revocations\r\n\$\d+\r\n")
 RETRANSMISSIONS = (0.2, 0.4, 0.8)
 
@@ -94,13 +97,13 @@ class Proxy:
                     end.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, up: bool) -> None:
-        sent = 0  # pieces since the lease's statement was prepared here
+        prepared = 0.0  # when the lease's statement was prepared on this connection
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                if up and (sent or LEASE in data):
-                    sent += 1
-                    while sent >= 3 and self.stall:  # noqa: ASYNC110 - a knob that is turned at any moment
-                        await asyncio.sleep(0.02)
+                if up and not prepared and LEASE in data:
+                    prepared = time.monotonic()
+                while prepared and self.stall and time.monotonic() - prepared > FIRST_RENEWAL:  # noqa: ASYNC110 - a knob
+                    await asyncio.sleep(0.02)
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if self.loss and self._rng.random() < self.loss:
