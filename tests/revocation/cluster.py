@@ -18,7 +18,7 @@ from config.settings import Database, Settings
 from sessions.model import Kind, Row
 from sessions.revocations import Entry, Revocations
 
-SHORT = (0.5, 0.05)
+SHORT = (1.0, 0.1)
 """L and d of tests that see a lease end."""
 
 REAL = (5.0, 0.25)

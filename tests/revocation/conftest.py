@@ -15,7 +15,7 @@ from tests.revocation.cluster import Cluster
 
 @pytest.fixture
 async def cluster(settings: Settings) -> AsyncIterator[Cluster]:
-    """Processes with L = 0.5 s and d = 0.05 s, on the test's database and Redis."""
+    """Processes with L = 1 s and d = 0.1 s, on the test's database and Redis."""
     cluster = Cluster(settings)
     await cluster.prepare()
     yield cluster
