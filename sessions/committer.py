@@ -124,14 +124,14 @@ class Committer:
         except asyncio.CancelledError:
             self._refuse(batch, OutcomeUnknown())
             raise
-        except (Unavailable, OutcomeUnknown) as error:
-            self._refuse(batch, error)
-        except Exception as error:
+        except asyncpg.PostgresError as error:  # of a statement: nothing was committed
             if len(batch) == 1:
                 self._refuse(batch, _told(error))
                 return
             for order in batch:
                 await self._commit([order])
+        except Exception as error:  # perhaps after COMMIT: never a second time
+            self._refuse(batch, error)
 
     @staticmethod
     def _refuse(batch: Sequence[Order], error: Exception) -> None:
@@ -162,7 +162,7 @@ class Committer:
                 groups = [Group(o.receipt, [o.entry.draft(o.receipt)], o.deed.actor) for o in going]
                 written = await write(connection, groups)
         for order in batch:
-            if order not in found:
+            if not _is_there(order, there):
                 order.refuse(Problem("not_found"))
             elif earlier.get(order.receipt) == "":
                 order.refuse(idempotency.conflict())
