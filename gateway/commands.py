@@ -91,10 +91,12 @@ async def _serve(settings: Settings, workers: int, roles: tuple[str, ...], stop:
     logging.configure(settings.log, node="supervisor")
     http = settings.http_server
     async with contextlib.AsyncExitStack() as stack:
+        sockets = _listen(http.address, http.port)
+        port = int(sockets[0].getsockname()[1])
         supervisor = _supervisor(
             stack,
             workers,
-            _listen(http.address, http.port),
+            sockets,
             _listen(http.internal_address, http.internal_port) if http.internal_port else [],
             on_dead=lambda node: _remove_registration(settings, node),
         )
@@ -106,7 +108,7 @@ async def _serve(settings: Settings, workers: int, roles: tuple[str, ...], stop:
             supervisor.launch()
             await supervisor.start(settings, dev=False, roles=roles)
             await supervisor.ready()
-            log.info("ready", address=http.address, port=http.port, workers=workers)
+            log.info("ready", address=http.address, port=port, workers=workers)
 
         if await _unless(stop, start()):
             await stop.wait()

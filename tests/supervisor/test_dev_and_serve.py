@@ -51,6 +51,13 @@ class Command:
             while any(alive(pid) for pid in self.pids):  # noqa: ASYNC110 - they are nobody's children
                 await asyncio.sleep(0.02)
 
+    async def serves_at(self) -> str:
+        """The URL of a `serve` that became ready."""
+        await self.logged('"event": "ready"', 60)
+        text = await asyncio.to_thread(self.log.read_text)
+        (line,) = [json.loads(line) for line in text.splitlines() if '"event": "ready"' in line]
+        return f"http://127.0.0.1:{line['port']}"
+
     async def logged(self, text: str, seconds: float = 10.0) -> None:
         async with asyncio.timeout(seconds):
             while text not in await asyncio.to_thread(self.log.read_text):  # noqa: ASYNC110
@@ -292,36 +299,31 @@ def serving(database_url: str, redis_url: str, **more: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "WARDGATE_SESSIONS_SECRET_KEY": SECRET,
         "WARDGATE_AUTH_PEPPER": SECRET,
+        "WARDGATE_HTTP_SERVER_PORT": "0",
         **more,
     }
 
 
 async def test_serve_runs_and_drains(tmp_path: Path, database_url: str, redis_url: str) -> None:
-    port, internal = free_port(), free_port()
-    environ = serving(
-        database_url,
-        redis_url,
-        WARDGATE_HTTP_SERVER_PORT=str(port),
-        WARDGATE_HTTP_SERVER_INTERNAL_PORT=str(internal),
-    )
+    internal = free_port()
+    environ = serving(database_url, redis_url, WARDGATE_HTTP_SERVER_INTERNAL_PORT=str(internal))
     async with run(tmp_path, "serve", "--workers", "2", ready=False, environ=environ) as command:
-        await command.logged('"event": "ready"', 30)
-        assert await status_of(f"http://127.0.0.1:{port}/who") == 200
+        url = await command.serves_at()
+        assert await status_of(f"{url}/who") == 200
         assert await status_of(f"http://127.0.0.1:{internal}/ready") == 200
-        assert await status_of(f"http://127.0.0.1:{port}/auth/x") == 200
+        assert await status_of(f"{url}/auth/x") == 200
         command.process.terminate()
         assert await command.ended() == 0
     assert SECRET not in command.log.read_text()
 
 
 async def test_serve_with_some_roles_hides_the_rest(tmp_path: Path, database_url: str, redis_url: str) -> None:
-    port = free_port()
-    environ = serving(database_url, redis_url, WARDGATE_HTTP_SERVER_PORT=str(port))
+    environ = serving(database_url, redis_url)
     arguments = ("serve", "--workers", "1", "--roles", "api,gateway")
     async with run(tmp_path, *arguments, ready=False, environ=environ) as command:
-        await command.logged('"event": "ready"', 30)
-        assert await status_of(f"http://127.0.0.1:{port}/auth/x") == 404
-        assert await status_of(f"http://127.0.0.1:{port}/admin/x") == 200
+        url = await command.serves_at()
+        assert await status_of(f"{url}/auth/x") == 404
+        assert await status_of(f"{url}/admin/x") == 200
 
 
 @pytest.mark.parametrize(
@@ -348,7 +350,7 @@ async def test_exit_codes_and_words(
 
 async def test_serve_gives_up_on_a_database_that_is_not_there(tmp_path: Path, redis_url: str) -> None:
     url = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/x"
-    environ = serving(url, redis_url, STAND_IN_PATIENCE="0.3", WARDGATE_HTTP_SERVER_PORT=str(free_port()))
+    environ = serving(url, redis_url, STAND_IN_PATIENCE="0.3")
     async with run(tmp_path, "serve", ready=False, environ=environ) as command:
         assert await command.ended(20) == 69
         text = command.log.read_text()
@@ -359,7 +361,7 @@ async def test_serve_gives_up_on_a_database_that_is_not_there(tmp_path: Path, re
 
 async def test_serve_gives_up_on_a_redis_that_is_not_there(tmp_path: Path, database_url: str) -> None:
     url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
-    environ = serving(database_url, url, STAND_IN_PATIENCE="0.3", WARDGATE_HTTP_SERVER_PORT=str(free_port()))
+    environ = serving(database_url, url, STAND_IN_PATIENCE="0.3")
     async with run(tmp_path, "serve", ready=False, environ=environ) as command:
         assert await command.ended(20) == 69
         text = command.log.read_text()
@@ -368,7 +370,7 @@ async def test_serve_gives_up_on_a_redis_that_is_not_there(tmp_path: Path, datab
 
 
 async def test_serve_wants_the_migrations_applied(tmp_path: Path, empty_database_url: str, redis_url: str) -> None:
-    environ = serving(empty_database_url, redis_url, WARDGATE_HTTP_SERVER_PORT=str(free_port()))
+    environ = serving(empty_database_url, redis_url)
     async with run(tmp_path, "serve", ready=False, environ=environ) as command:
         assert await command.ended(20) == 1
         assert "run `run.py migrate` first" in command.log.read_text()
