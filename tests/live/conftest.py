@@ -332,9 +332,18 @@ async def worker(start: Start) -> Worker:
     return await start()
 
 
+@pytest.fixture
+async def shared(house: Worker) -> Worker:
+    """One worker for all tests that need no settings or state of their own.
+
+    Its loop stands still between tests, so it may have to thaw first.
+    """
+    await eventually(lambda: house.app.revocations.fresh() and not house.hub.gate.frozen, 20)
+    return house
+
+
 @pytest.fixture(scope="session")
-async def shared(postgres_server: Postgres, database_template: str, valkey_server: Valkey) -> AsyncIterator[Worker]:
-    """One worker for all tests that need no settings or state of their own."""
+async def house(postgres_server: Postgres, database_template: str, valkey_server: Valkey) -> AsyncIterator[Worker]:
     name = f"shared_{uuid.uuid4().hex[:12]}"
     admin = await asyncpg.connect(postgres_server.url)
     await admin.execute(f"create database {name} template {database_template} strategy file_copy")
