@@ -161,6 +161,7 @@ class _Development:
             guardian=guardian,
             on_dead=lambda node: _remove_registration(self._settings, node),
             on_change=self._announce,
+            metrics=self._empty_metrics(),
         )
         self._supervisor.launch()  # they load their code while the servers start
         await self._start_servers()
@@ -172,6 +173,13 @@ class _Development:
         self._announced = True
         self._announce()
         self._print()
+
+    def _empty_metrics(self) -> Path:
+        """In the data folder, so that one who was killed leaves nothing elsewhere."""
+        metrics = self._folder.path / "metrics"
+        shutil.rmtree(metrics, ignore_errors=True)
+        metrics.mkdir(mode=0o700)
+        return metrics
 
     async def _prepare_servers(self, stack: contextlib.AsyncExitStack, guardian: Guardian) -> None:
         kept = self._folder.secrets
@@ -256,9 +264,11 @@ def _supervisor(
     on_dead: Callable[[str], Awaitable[None]],
     guardian: Guardian | None = None,
     on_change: Callable[[], None] | None = None,
+    metrics: Path | None = None,
 ) -> Supervisor:
-    """A supervisor that ends with `stack`, and the folder in which workers count."""
-    metrics = Path(tempfile.mkdtemp(prefix="wardgate-metrics-"))
+    """A supervisor that ends with `stack`. `metrics` is the folder in which its workers count, empty at first."""
+    if metrics is None:
+        metrics = Path(tempfile.mkdtemp(prefix="wardgate-metrics-"))
     stack.callback(shutil.rmtree, metrics, ignore_errors=True)
     if guardian is None:
         guardian = Guardian()
