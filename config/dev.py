@@ -3,10 +3,10 @@
     DIR/lock           held (flock) by the `run.py dev` that uses the folder
     DIR/secrets.json   0600: keys and passwords, made on first start, so that a second start has the same
     DIR/dev.json       0600: where the running gateway is; there while it is ready
-    DIR/metrics      what the workers of this run count
+    DIR/metrics        what the workers of this run count
     DIR/postgres, DIR/valkey   the servers' (or below /var/tmp, see config.servers)
 
-Starting servers and workers is put together in `run.py`.
+Starting servers and workers is put together in `gateway.commands`.
 """
 
 import contextlib
