@@ -80,6 +80,7 @@ from gateway.protocol.commands import (
     SubscribeRequest,
     UnsubscribeResult,
 )
+from gateway.recovery import beginning
 from gateway.registry import Registry
 from sessions.errors import SessionEnded
 from sessions.ids import new_sid
@@ -479,7 +480,8 @@ class Driver:
             )
         except WrongEpoch:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
-        self._reply(peer, effect.id, HistoryResult(stream.publications, stream.epoch, stream.offset))
+        page = beginning(stream.publications, self._hub.queue_max_size // 2)
+        self._reply(peer, effect.id, HistoryResult(page, stream.epoch, stream.offset))
 
     # -- refresh
 

@@ -25,7 +25,7 @@ from gateway.peers import Peer
 from gateway.presence import Presence
 from gateway.protocol.codes import ErrorCode, Refused
 from gateway.protocol.commands import ClientInfo, StreamPosition, SubscribeResult
-from gateway.recovery import Read, Step, step
+from gateway.recovery import Read, Step, fitting, step
 
 log = structlog.get_logger(__name__)
 
@@ -135,6 +135,7 @@ class Joining:
                 await _all([self._again(ticket) for ticket in stale])
             else:
                 raise Refused(ErrorCode.INTERNAL)
+            self._fit(held)
             yield held
         finally:
             for ticket in held:
@@ -200,14 +201,22 @@ class Joining:
         ticket.step = at = step(Read(stream.publications, stream.offset, stream.epoch), place.buffer, wish.since)
         if at is None:
             return False
-        if wish.strict and wish.since is not None and not at.recovered:
-            raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
         if place.offset == UNKNOWN:
             place.offset, place.epoch = at.offset, at.epoch
         elif place.epoch != at.epoch:
             self._hub.lose(place)  # what was read is newer than what the bus has brought
             place.offset, place.epoch = at.offset, at.epoch
         return True
+
+    def _fit(self, tickets: Sequence[Ticket]) -> None:
+        """What was missed goes into one reply, which takes no more than half of what the peer's queue may hold."""
+        room = self._hub.queue_max_size // 2
+        for ticket in tickets:
+            if ticket.step is None:
+                continue
+            ticket.step, room = fitting(ticket.step, room)
+            if ticket.wish.strict and ticket.wish.since is not None and not ticket.step.recovered:
+                raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
 
     # -- hearing
 

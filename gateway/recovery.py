@@ -5,9 +5,13 @@ without a gap or a repetition, or the reader is told to read again.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from gateway.protocol.commands import Publication
+
+FRAME = 128
+"""Bytes of a publication beside what it carries: names of fields, offset, client id."""
 
 
 class Read(NamedTuple):
@@ -51,6 +55,31 @@ def step(read: Read, kept: Sequence[Publication], since: tuple[int, str] | None)
     if missed is None:
         return Step([], False, top, read.epoch)
     return Step([*missed, *later], True, top, read.epoch)
+
+
+def fitting(step: Step, room: int) -> tuple[Step, int]:
+    """`step` as it can be told in `room` bytes, and what is left of them: all that was missed or, as for a gap, none.
+
+    A reply that fills the queue of whoever asked would end the connection as too slow, and again when it comes back.
+    """
+    size = sum(map(weight, step.publications))
+    if size <= room:
+        return step, room - size
+    return Step([], False, step.offset, step.epoch), room
+
+
+def beginning(publications: Sequence[Publication], room: int) -> list[Publication]:
+    """As many of `publications` as fit into `room` bytes, one at least: the rest is another page."""
+    ends = accumulate(map(weight, publications))
+    return [p for n, (p, end) in enumerate(zip(publications, ends, strict=True)) if not n or end <= room]
+
+
+def weight(publication: Publication) -> int:
+    """About the bytes that it takes in a reply."""
+    info = publication.info
+    about = 0 if info is None else len(info.user) + len(info.conn_info) + len(info.chan_info)
+    tags = sum(len(name) + len(value) for name, value in publication.tags.items()) if publication.tags else 0
+    return len(publication.data) + about + tags + FRAME
 
 
 def _missed(read: Read, offset: int, epoch: str) -> list[Publication] | None:

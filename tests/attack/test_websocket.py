@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import uuid
 
 import aiohttp
 
@@ -38,4 +39,25 @@ async def test_an_anonymous_client_was_ended_for_good_when_its_token_was_renewed
     first, second = (token(sub="", jti=jti, exp=int(time.time()) + 60) for jti in ("one", "two"))
     client = await world.socket(first)
     assert (await client.command(refresh={"token": second}))["refresh"]["expires"] is True
+    assert client.code is None
+
+
+async def test_one_participant_kept_everybody_out_of_a_room_with_a_history_too_big_to_send(world: World) -> None:
+    crowder, victim = await world.register(), await world.register()
+    channel = f"chat:{uuid.uuid4().hex}"
+    loud = await world.socket(crowder.access)
+    await loud.command(subscribe={"channel": channel})
+    for _ in range(30):
+        assert "publish" in await loud.command(publish={"channel": channel, "data": "x" * 40_000})
+    client = await world.socket(victim.access, connect=False)
+    connected = (await client.command(connect={"token": victim.access, "subs": {channel: {"recover": True}}}))[
+        "connect"
+    ]
+    assert (connected["subs"][channel]["offset"], "recovered" in connected["subs"][channel]) == (30, False)
+    client = await world.socket(victim.access)
+    reply = await client.command(subscribe={"channel": channel, "recover": True})
+    assert (reply["subscribe"]["offset"], "recovered" in reply["subscribe"]) == (30, False)
+    page = (await client.command(history={"channel": channel, "limit": -1}))["history"]
+    assert [p["offset"] for p in page["publications"]] == [*range(1, len(page["publications"]) + 1)]
+    assert 0 < len(page["publications"]) < 30
     assert client.code is None
