@@ -1,7 +1,8 @@
 """`python -m tests.campaign --seed S --minutes M [--nodes N] [--faults F1,F8] [--mutate NAME]`; see `make campaign`.
 
 Runs of a minute, seeds S, S + 1, ..., until M minutes are over. Exit code 0: clean; 3: a violation was found (it stops
-there, shrinks the schedule and writes seed, schedule and timeline into `campaign-<seed>/`); 2: usage; 130: Ctrl-C.
+there, shrinks the schedule, and writes schedule and timeline into `.wardgate/campaign/<seed>/`); 2: usage; 130: Ctrl-C.
+make itself answers 2 whenever its command failed, and says which code that was.
 The last line on stdout is one JSON object.
 """
 
@@ -25,6 +26,7 @@ from tests.campaign.timeline import svg, text
 
 CLEAN, USAGE, VIOLATION, BROKEN, INTERRUPTED = 0, 2, 3, 1, 130
 RUN = 60.0
+FOLDER = Path(".wardgate/campaign")
 
 
 def say(words: str) -> None:
@@ -107,14 +109,14 @@ async def report(wanted: argparse.Namespace, outcome: Outcome) -> None:
         say(f"VIOLATION {violation.rule}: {violation.what}")
     if wanted.shrink:
         outcome = await shrink(outcome, wanted.mutate, runs=wanted.shrink, tell=say)
-    folder = Path(f"campaign-{outcome.schedule.seed}")
+    folder = FOLDER / str(outcome.schedule.seed)
     await asyncio.to_thread(write, folder, outcome)
     say(f"seed {outcome.schedule.seed}: {len(outcome.schedule.steps)} steps still show it; see {folder}/")
 
 
 def write(folder: Path, outcome: Outcome) -> None:
     """Schedule and timeline."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "schedule.json").write_text(json.dumps(outcome.schedule.dump(), indent=1))
     (folder / "timeline.txt").write_text(text(outcome.history, outcome.violations))
     (folder / "timeline.svg").write_text(svg(outcome.history, outcome.violations))

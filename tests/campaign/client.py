@@ -390,7 +390,8 @@ class Client(asyncio.Protocol):
             cause = float(json.loads(said.data).get("t", 0.0))
         first = said.kind == "connect"
         self.live = self.live or first
-        self._log(Frame(now, self.number, kind or said.kind, cause, begin, first))
+        if kind != "connect" or first:  # a connect that is refused by an error never became a connection of the session
+            self._log(Frame(now, self.number, kind or said.kind, cause, begin, first))
         self._follow(now, said, channel)
         waiting = self._waiting.pop(said.id, None) if said.id else None
         if waiting is not None and not waiting.done():
