@@ -1,14 +1,15 @@
 """API keys: how a backend says who it is.
 
-A key is 256 random bits, of which only SHA-256 is stored, so finding one is a look-up and needs no slow hash. What was
-read is kept with its position in the revocation log; expiry and revocation are asked on every use.
+A key is 256 random bits, of which only SHA-256 is stored, so finding one is a look-up and needs no slow hash; a flood
+of keys that are nobody's is one statement a loop turn. What was read is kept with its position in the revocation log;
+expiry and revocation are asked on every use.
 """
 
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,6 +19,7 @@ from config.database import Connection, Pool
 from config.http import Caller, Problem
 from config.tasks import Tasks
 from sessions import audit
+from sessions.batches import Batch
 from sessions.errors import translated
 from sessions.log import Entry
 from sessions.model import Ended, Kind, Position
@@ -59,10 +61,12 @@ class ApiKeys:
         self._pool, self._revocations, self._clock = pool, revocations, clock
         self._static = _hash(static) if static else b""
         self._known: dict[bytes, _Known] = {}
+        self._reads: Batch[bytes, _Known] = Batch(self._load)
         self._touched: dict[str, float] = {}
         self._tasks = Tasks()
 
     async def close(self) -> None:
+        await self._reads.close()
         await self._tasks.close()
 
     @property
@@ -91,11 +95,11 @@ class ApiKeys:
     async def _read(self, digest: bytes) -> _Known:
         """Read the key, on the lease's connection where memory does not reach back to what the pool says."""
         self._known.pop(digest, None)
-        with translated():
-            known = await _load(self._pool, digest)
+        known = await self._reads(digest)
         verdict = None if known is None else self._verdict(known)
         if isinstance(verdict, Again):
-            known = await self._revocations.read_current(lambda connection: _load(connection, digest))
+            found = await self._revocations.read_current(lambda connection: _load(connection, [digest]))
+            known = found.get(digest)
             verdict = None if known is None else self._verdict(known)
         if isinstance(verdict, Again):
             raise Problem("frozen", retry_after=1)
@@ -105,6 +109,10 @@ class ApiKeys:
             del self._known[next(iter(self._known))]
         self._known[digest] = known
         return known
+
+    async def _load(self, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
+        with translated():
+            return await _load(self._pool, digests)
 
     def _touch(self, id: str) -> None:
         now = self._clock.now()
@@ -125,17 +133,19 @@ def _refused() -> Problem:
     return Problem("unauthenticated", "this API key is not valid", headers={"WWW-Authenticate": "apikey"})
 
 
-async def _load(connection: Connection | Pool, digest: bytes) -> _Known | None:
-    row = await connection.fetchrow(_LOAD, digest)
-    if row is None:
-        return None
+async def _load(connection: Connection | Pool, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
+    rows = await connection.fetch(_LOAD, digests)
+    return {row["hash"]: _known(row) for row in rows}
+
+
+def _known(row: Any) -> _Known:
     caller = Caller("api_key", row["id"], scopes=frozenset(row["scopes"]))
     return _Known(caller, row["expires_at"], Position(row["seq"], row["era_id"].hex))
 
 
 _LOAD = """
-select k.id, k.scopes, extract(epoch from k.expires_at)::float8 as expires_at, h.seq, h.era_id
-from api_keys k cross join revocation_head h where k.hash = $1 and k.revoked_at is null
+select k.id, k.hash, k.scopes, extract(epoch from k.expires_at)::float8 as expires_at, h.seq, h.era_id
+from api_keys k cross join revocation_head h where k.hash = any($1::bytea[]) and k.revoked_at is null
 """
 
 

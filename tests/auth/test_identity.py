@@ -16,7 +16,7 @@ from auth.errors import SessionEnded, TokenExpired, TokenInvalid
 from auth.external import ServerSub
 from auth.identity import Connected, Identity
 from auth.keys import key_sealer
-from config.http import Problem
+from config.http import Caller, Problem
 from config.settings import Settings, with_values
 from sessions.model import DISABLED, REVOKED, Kind, Position
 from sessions.revocations import Again, Entry, Revocations
@@ -191,6 +191,27 @@ async def test_a_key_is_read_again_where_memory_does_not_reach(house: House, mon
     verdicts[:] = [Again.BELOW_FLOOR] * 9
     with pytest.raises(Problem, match="frozen"):
         await house.accounts.api_keys.identify(key)
+
+
+async def test_a_flood_of_keys_that_are_nobodys_took_every_connection_to_the_database(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, _ = await created(house, "*")
+    asked: list[int] = []
+    real = api_keys._load
+
+    async def counting(connection: Any, digests: Any) -> Any:
+        asked.append(len(digests))
+        return await real(connection, digests)
+
+    monkeypatch.setattr(api_keys, "_load", counting)
+    keys = house.accounts.api_keys
+    answers = await asyncio.gather(
+        *(keys.identify(f"wgk_{n}") for n in range(50)), keys.identify(key), return_exceptions=True
+    )
+    assert {a.code for a in answers if isinstance(a, Problem)} == {"unauthenticated"}
+    assert sum(isinstance(a, Caller) for a in answers) == 1
+    assert asked == [51]
 
 
 async def test_the_use_of_a_key_is_noted(house: House) -> None:
