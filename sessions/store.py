@@ -373,7 +373,8 @@ WITH input AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::text[], $7::float8[])
         AS i (sid, subject, issuer, iat, device, address, forget_at)
 ), missing AS MATERIALIZED (
-    SELECT i.* FROM input i WHERE NOT EXISTS (SELECT FROM sessions s WHERE s.sid = i.sid)
+    -- arrays, here and below, keep the planner on the keys: a join with so small a side walks the whole table
+    SELECT i.* FROM input i WHERE i.sid <> ALL (ARRAY(SELECT sid FROM sessions WHERE sid = ANY($1::text[])))
 ), known AS MATERIALIZED (
     SELECT u.* FROM subjects u WHERE u.id = ANY($2::text[])
 ), met AS (
@@ -398,7 +399,7 @@ WITH input AS MATERIALIZED (
 ), s AS (
     SELECT {_COLUMNS} FROM sessions WHERE sid = ANY($1::text[]) UNION ALL SELECT {_COLUMNS} FROM made
 )
-{_read("s", "(SELECT * FROM u UNION SELECT * FROM subjects WHERE id IN (SELECT subject FROM s))")}
+{_read("s", "(SELECT * FROM u UNION SELECT * FROM subjects WHERE id = ANY(ARRAY(SELECT subject FROM s)))")}
 """  # noqa: S608 - constants of this module
 
 
