@@ -384,7 +384,7 @@ class Checker:
         """Seconds from COMMIT to the last close of each revocation that closed something, and the faults that were
         under way. COMMIT by the receipt: when its answer came, less its `elapsed`."""
         return [
-            (last - committed, self._during(committed, last))
+            (max(0.0, last - committed), self._during(committed, last))
             for r in self.revocations.values()
             if (answer := r.answer) is not None and r.happened and answer.receipt
             for committed in [answer.at - answer.elapsed]
