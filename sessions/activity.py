@@ -42,6 +42,11 @@ class Activity:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(min(GATHER, idle / 20), self._due)
 
+    def recorded(self, sid: str, idle: float, at: float) -> None:
+        """PostgreSQL has activity of `sid` as of `at` (local time): nothing newer is worth a write for a while."""
+        if sid not in self._again and len(self._again) < self._remembered:
+            self._again[sid] = at + idle / 10
+
     def _due(self) -> None:
         self._timer = None
         self._tasks.once("sessions: last seen", self.flush())

@@ -379,6 +379,8 @@ class Sessions:
     def standing(self, reading: Reading, **more: Any) -> Standing:
         """What a connection of this session is held to; `more` are Standing's own fields."""
         session = reading.session
+        seen_at = self._clock.now() - (reading.now - session.last_seen_at)
+        self._activity.recorded(session.sid, session.idle, seen_at)
         return Standing(
             session.sid,
             session.subject.id,

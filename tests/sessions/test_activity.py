@@ -54,6 +54,17 @@ async def test_a_session_is_written_at_most_once_a_tenth_of_its_idle_time(activi
     assert writes.written[1:] == [{"a": 1_800_000_100.0}]
 
 
+async def test_a_session_that_was_just_made_is_not_written_again(activity: Activity, writes: Writes) -> None:
+    activity.recorded("a", IDLE, 5.0)
+    for at in (5.0, 104.9):
+        note(activity, "a", at)
+        await activity.flush()
+    assert writes.written == []
+    note(activity, "a", 105.0)
+    await activity.flush()
+    assert writes.written == [{"a": 1_800_000_105.0}]
+
+
 async def test_after_a_failed_write_the_next_activity_is_written(activity: Activity, writes: Writes) -> None:
     writes.failing = True
     note(activity, "a", 0.0)
