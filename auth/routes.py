@@ -22,7 +22,19 @@ from auth.tokens import AccessTokens
 from auth.users import User
 from config.clock import Clock
 from config.database import Pool
-from config.http import Call, Nothing, Paging, Problem, Route, invalid, mount, reply, require_same_origin, rfc3339
+from config.http import (
+    Call,
+    Nothing,
+    Paging,
+    Problem,
+    Route,
+    invalid,
+    mount,
+    plain,
+    reply,
+    require_same_origin,
+    rfc3339,
+)
 from config.redis import Pipe
 from config.settings import Settings
 from sessions import cookies
@@ -310,7 +322,7 @@ class AccountRoutes:
         query = call.query
         active = None if query.disabled is None else not query.disabled
         by = users.Filter(
-            users.email_key(_plain("email", query.email)) or None, _plain("role", query.role) or None, active
+            users.email_key(plain("email", query.email)) or None, plain("role", query.role) or None, active
         )
         items, cursor = await self._people.page(by, limit=query.bounded(), after=_cursor(query.after))
         return AnyUsers([any_user(user) for user in items], users.write_cursor(cursor))
@@ -318,7 +330,7 @@ class AccountRoutes:
     async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:
         body, who = call.body, call.who
         user, receipt = await self._people.change(
-            _plain("id", call.path("id")),
+            plain("id", call.path("id")),
             disabled=body.disabled,
             roles=body.roles,
             reason=body.reason,
@@ -349,17 +361,6 @@ def any_user(user: User) -> AnyUser:
         user.failures,
         None if user.last_login_at is None else rfc3339(user.last_login_at),
     )
-
-
-def _plain(name: str, value: str) -> str:
-    """Text that PostgreSQL can compare with."""
-    try:
-        raw = value.encode()
-    except UnicodeEncodeError:
-        raise invalid(name, "not UTF-8") from None
-    if b"\x00" in raw or len(raw) > 600:
-        raise invalid(name, "at most 600 bytes without NUL")
-    return value
 
 
 def _cursor(after: str) -> users.Cursor | None:

@@ -372,6 +372,17 @@ def decode_query(request: web.Request, kind: type[Q]) -> Q:
     return _convert(values, kind, strict=False)
 
 
+def plain(name: str, value: str) -> str:
+    """A part of the query or path as text that PostgreSQL can compare with, else 422 for `name`."""
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:
+        raise invalid(name, "not UTF-8") from None
+    if b"\x00" in raw or len(raw) > 600:
+        raise invalid(name, "at most 600 bytes without NUL")
+    return value
+
+
 def _convert(value: Any, kind: type[B], *, strict: bool = True) -> B:
     try:
         return msgspec.convert(value, kind, strict=strict)
