@@ -266,7 +266,7 @@ class WebSocketTransport:
         if origin is None:
             return None
         if origin in request.app[ORIGINS]:
-            return request.cookies.get(self._cookie)
+            return _cookie(request, self._cookie)
         if origin.partition("://")[2] != request.headers["Host"]:
             raise Problem("cross_site", "this Origin is not in client.allowed_origins")
         return None
@@ -336,6 +336,13 @@ def _is_nonce(key: str) -> bool:
         return len(base64.b64decode(key, validate=True)) == 16
     except ValueError:  # binascii.Error, or not ASCII
         return False
+
+
+def _cookie(request: web.Request, name: str) -> str | None:
+    """The value of the cookie `name`, which needs no unquoting; None where it is missing or stands twice."""
+    pairs = [pair.strip() for value in request.headers.getall("Cookie", []) for pair in value.split(";")]
+    found = [pair[len(name) + 1 :] for pair in pairs if pair.startswith(name + "=")]
+    return found[0] if len(found) == 1 else None
 
 
 def _switching(key: str, protocol: str) -> bytes:

@@ -172,6 +172,14 @@ async def test_49_the_cookie_counts_with_an_origin_from_the_list_alone(shared: W
         assert await connect_by_hand(answer) == b"\x0d\xadbad request"
 
 
+async def test_a_cookie_that_stands_twice_counts_as_none(shared: Worker) -> None:
+    cookie = await cookie_of(shared)
+    lines = upgrade(f"{cookie}; other=1; {cookie.removeprefix('Cookie: ')}", f"Origin: {ORIGIN}")
+    assert await connect_by_hand(await by_hand(shared, *lines)) == b"\x0d\xadbad request"
+    lines = upgrade(f"Cookie: other=1; {cookie.removeprefix('Cookie: ')};last=2", f"Origin: {ORIGIN}")
+    assert b'"connect":{"client":"' in await connect_by_hand(await by_hand(shared, *lines))
+
+
 async def test_nothing_of_aiohttp_is_left_after_the_handshake(worker: Worker) -> None:
     before = {task for task in asyncio.all_tasks() if "RequestHandler" in repr(task)}
     clients = [await worker.connect(str(n)) for n in range(3)]

@@ -275,6 +275,18 @@ async def test_a_cookie_session_ends_by_itself_and_says_so_ahead(start: Start) -
     assert a.events[-1]["push"]["message"]["data"]["type"] == "session.expired"
 
 
+async def test_a_connection_that_the_server_api_prolonged_outlived_its_session(start: Start) -> None:
+    worker = await start(sessions={"absolute": "3s"}, auth={"access_token_ttl": "2s"})
+    prolonged = []
+    for until in ({}, {"expire_at": int(time.time()) + 900}):
+        person = await worker.person()
+        prolonged.append(await by_access_token(worker, person["access_token"]))
+        await worker.api("refresh", {"user": person["user"]["id"], **until})
+        await prolonged[-1].push(lambda p: "refresh" in p)
+    for a in prolonged:
+        assert (await a.closed(), a.reason) == (4504, "session expired: absolute")
+
+
 async def test_idleness_counts_commands_and_not_pongs(start: Start) -> None:
     worker = await start(sessions={"idle": "2s"}, client={"ping_interval": "500ms", "pong_timeout": "400ms"})
     await worker.person(mode="cookie")
