@@ -129,10 +129,10 @@ class Orders:
                 self._hub.close(peer, CONNECTION_EXPIRED)
                 continue
             peer.info = order.info or peer.info
-            peer.token_at = peer.expires_at = NEVER
+            # `token_at` stays: then the session is asked for its own end, which no order moves.
+            peer.expires_at = NEVER
             if order.expire_at:
-                peer.token_at = now + min(left, MAX_TTL)
-                peer.expires_at = peer.token_at + self._settings.expired_close_delay
+                peer.expires_at = now + min(left, MAX_TTL) + self._settings.expired_close_delay
             self._hub.deadlines.set(peer, peer.next_deadline())
             result = RefreshResult(expires=order.expire_at > 0, ttl=max(0, round(left)) if order.expire_at else 0)
             self._hub.send(peer, peer.encoding.codec.refresh(result))
