@@ -99,10 +99,12 @@ async def test_deleting_walks_over_no_session_that_lives(
         " FROM generate_series(1, 20000) AS n"
     )
     await pool.execute("ANALYZE sessions")
-    async with pool.acquire() as connection, connection.transaction():
-        if statement == "forget":
-            await store.forget(connection, now=sessions.now(), limit=1000)
-        else:
-            await store.forget_over(connection, before=sessions.now() + 60.0, limit=1000)
-        read = "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'sessions'"
-        assert await connection.fetchval(read) == 0
+    async with pool.acquire() as connection:
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        async with connection.transaction():
+            if statement == "forget":
+                await store.forget(connection, now=sessions.now(), limit=1000)
+            else:
+                await store.forget_over(connection, before=sessions.now() + 60.0, limit=1000)
+            read = "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'sessions'"
+            assert await connection.fetchval(read) == 0
