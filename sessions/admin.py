@@ -121,11 +121,13 @@ _COUNT = "SELECT count(*) AS sessions, count(DISTINCT s.subject) AS users FROM s
 _WHICH: Mapping[str, str] = {
     "sid": f"{_COUNT} {LIVE} AND s.sid = $1",
     "user": f"{_COUNT} {LIVE} AND s.subject = $1",
-    "before": f"{_COUNT} {LIVE} AND s.subject = $1 AND s.created_at < $2",
+    "before": f"{_COUNT} {LIVE} AND s.subject = $1 AND least(s.created_at, s.auth_time) < $2",
     "role": f"{_COUNT} {LIVE} AND s.sid <> $2 AND s.subject IN (SELECT id FROM subjects WHERE $1 = ANY(roles))",  # noqa: S608
     "all": f"{_COUNT} {LIVE} AND s.sid <> $1",
 }  # no value is put into the text
-_IDS_BEFORE = f"SELECT s.sid AS id FROM sessions s WHERE {LIVE} AND s.subject = $1 AND s.created_at < $2"  # noqa: S608
+_IDS_BEFORE = (
+    f"SELECT s.sid AS id FROM sessions s WHERE {LIVE} AND s.subject = $1 AND least(s.created_at, s.auth_time) < $2"  # noqa: S608
+)
 _IDS_OF_ROLE = "SELECT id FROM subjects WHERE $1 = ANY(roles)"
 _KNOWN = "SELECT EXISTS (SELECT FROM sessions WHERE sid = $1) OR EXISTS (SELECT FROM subjects WHERE id = $2)"
 

@@ -26,9 +26,10 @@ MOST = 2_000
 _OF_ROLE = """
 SELECT id FROM subjects WHERE $1 = ANY(roles) AND id > $2 ORDER BY id LIMIT $3
 """
+# An external session begins here when its token is first seen; its `auth_time` is when the token was issued.
 _BEFORE = """
 SELECT sid AS id FROM sessions
-WHERE subject = $1 AND created_at < $4 AND sid > $2 AND ended_at IS NULL ORDER BY sid LIMIT $3
+WHERE subject = $1 AND least(created_at, auth_time) < $4 AND sid > $2 AND ended_at IS NULL ORDER BY sid LIMIT $3
 """
 _OTHERS = "SELECT sid FROM sessions WHERE subject = $1 AND sid <> $2 AND ended_at IS NULL ORDER BY sid"
 _PROGRESS = "SELECT progress, complete FROM receipts WHERE id = $1 FOR UPDATE"

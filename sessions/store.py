@@ -385,14 +385,14 @@ WITH input AS MATERIALIZED (
 ), u AS (
     SELECT * FROM known UNION ALL SELECT * FROM met
 ), made AS (
-    INSERT INTO sessions (sid, subject, issuer, kind, born, device, address, created_at, last_seen_at, expires_at,
-                          idle_seconds, forget_at)
+    INSERT INTO sessions (sid, subject, issuer, kind, born, device, address, created_at, last_seen_at, auth_time,
+                          expires_at, idle_seconds, forget_at)
     SELECT m.sid, m.subject, m.issuer, 'external',
            CASE WHEN m.iat IS NULL THEN 0 ELSE coalesce(
                (SELECT l.seq FROM revocation_log l WHERE l.committed_at <= to_timestamp(m.iat)
                 ORDER BY l.committed_at DESC, l.seq DESC LIMIT 1), 0) END,
-           m.device, m.address, to_timestamp($8), to_timestamp($8), to_timestamp($8::float8 + $9::float8), $10,
-           to_timestamp(m.forget_at)
+           m.device, m.address, to_timestamp($8), to_timestamp($8), to_timestamp(coalesce(m.iat, 0)),
+           to_timestamp($8::float8 + $9::float8), $10, to_timestamp(m.forget_at)
     FROM missing m WHERE m.subject IN (SELECT id FROM u) ORDER BY m.sid
     ON CONFLICT (sid) DO NOTHING
     RETURNING {_COLUMNS}
