@@ -372,7 +372,7 @@ class Checker:
         over = {sid for r in self.revocations.values() if r.happened and not r.asked.rights for sid in r.asked.sids}
         for sid in over:
             for connection in self.by_sid[sid]:
-                if connection.end is None:
+                if connection.end is None and connection.live_at is not None:
                     what = f"connection {connection.dialled.conn} of {sid} is open in the end"
                     yield Violation("liveness", self.quiet, what)
         last = {seen.node: seen for seen in self._all(Readiness) if seen.at >= self.quiet}

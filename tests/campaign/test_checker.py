@@ -200,6 +200,11 @@ def test_a_connection_of_a_revoked_session_that_is_open_in_the_end_is_named() ->
     assert rules(*revoked(reason=""), Quiet(9.0), Receipt(9.1, 1, "confirmed", 0)) == ["liveness"]
 
 
+def test_a_connect_of_a_revoked_session_that_is_not_answered_yet_is_no_open_connection() -> None:
+    events = *revoked(reason=""), CLOSED, Quiet(9.0), Receipt(9.1, 1, "confirmed", 1), Dialled(9.2, 2, "s", "u", node=1)
+    assert rules(*events) == []
+
+
 def test_a_node_that_is_not_ready_in_the_end_is_named() -> None:
     assert rules(Quiet(9.0), Readiness(9.1, 0, False, sent=9.0)) == ["liveness"]
     assert rules(Quiet(9.0), Readiness(9.1, 0, False, sent=9.0), Readiness(9.2, 0, True, sent=9.1)) == []
