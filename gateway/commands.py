@@ -39,6 +39,8 @@ WATCH_EVERY = 0.25
 
 log = structlog.get_logger(__name__)
 
+IMPATIENT = 0.5
+
 T = TypeVar("T")
 Config = Annotated[Path | None, Parameter(help="The settings file (TOML); else that of $WARDGATE_CONFIG.")]
 
@@ -330,16 +332,24 @@ def _many_descriptors() -> None:
 
 
 async def _until_told(run: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
-    """Run until SIGINT, SIGTERM or SIGHUP sets the event; a second signal does not wait."""
+    """Run until SIGINT, SIGTERM or SIGHUP sets the event; a second signal does not wait.
+
+    One that comes within IMPATIENT seconds is the first once more: make passes on what its whole group got already.
+    """
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    first = 0.0
 
     def told() -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = loop.time()
+            stop.set()
+        elif loop.time() - first > IMPATIENT:
             os._exit(130)
-        stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, told)
+        loop.add_signal_handler(number, told)
     return await run(stop)
 
 
