@@ -186,7 +186,9 @@ async def running(workers: int, *arguments: str, **environment: str) -> AsyncIte
     try:
         line = await asyncio.wait_for(process.stdout.readline(), 60)
         assert line, "run.py dev ended before it was ready"
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
+        # A connection for each call: one that is kept may lead to a worker that a test has stopped.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=connector) as http:
             world = World(json.loads(line), http)
             yield world
             await world.hang_up()
