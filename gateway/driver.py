@@ -5,6 +5,7 @@ commands waits for something. Letters in comments are the duties of docs/revocat
 """
 
 import asyncio
+import functools
 import math
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any, NamedTuple
@@ -178,6 +179,7 @@ class Driver:
             work = self._begin(peer, command)
             if work is not None:
                 peer.task = asyncio.create_task(self._finish(peer, command.id, work))
+                peer.task.add_done_callback(functools.partial(_let_go, work))
                 break
         if peer.deaf and peer.roomy and peer.home is not None:
             peer.listen()
@@ -621,6 +623,11 @@ class Driver:
 
     def _database_now(self) -> float:
         return self._parts.revocations.database_now()
+
+
+def _let_go(work: Coroutine[Any, Any, None], _task: "asyncio.Task[None]") -> None:
+    """For work whose task was cancelled before its first step; what has run is closed already."""
+    work.close()
 
 
 _PERFORM: Mapping[type[Effect], Callable[[Driver, Peer, Any], Coroutine[Any, Any, None] | None]] = {

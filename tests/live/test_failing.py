@@ -1,14 +1,16 @@
 """What clients are told when something behind the gateway fails, and what they are refused in between."""
 
 import asyncio
+import gc
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from config.redis import Unavailable
-from gateway.protocol.codes import Refused
+from gateway.protocol.codes import FORCE_DISCONNECT, Refused
 from sessions.errors import Unavailable as DatabaseAway
 from tests.live.conftest import Raw, Start, Worker, eventually, token
 from tests.live.fakes import Lease
@@ -218,3 +220,15 @@ async def test_10d_a_frozen_node_that_knows_of_no_other_holds_its_peers(start: S
     one.hub.gate.lease = lease
     assert "subscribe" in await a.ask(subscribe={"channel": "chat:x"})
     await a.close()
+
+
+async def test_8a_a_command_that_was_ended_before_it_began_left_a_warning_among_the_logs(worker: Worker) -> None:
+    a = await member(worker)
+    (peer,) = worker.hub.members()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        worker.hub.receive(peer, b'{"id":7,"publish":{"channel":"chat:x","data":1}}')
+        worker.hub.close(peer, FORCE_DISCONNECT)
+        assert await a.closed() == 3503
+        gc.collect()
+    assert [str(warning.message) for warning in heard if "never awaited" in str(warning.message)] == []
