@@ -260,12 +260,15 @@ class WebSocketTransport:
     def _secret(self, request: web.Request) -> str | None:
         """The session cookie's value, if it counts: only with an Origin that is on the list, exactly.
 
-        An Origin that is neither on the list nor our own host is refused; a client without one is no browser.
+        An Origin that is neither on the list nor our own host is refused; a client without one is no browser. Where the
+        browser calls the page another site's, the cookie is not that page's to use.
         """
         origin = request.headers.get("Origin")
         if origin is None:
             return None
         if origin in request.app[ORIGINS]:
+            if request.headers.get("Sec-Fetch-Site") == "cross-site":
+                return None
             return _cookie(request, self._cookie)
         if origin.partition("://")[2] != request.headers["Host"]:
             raise Problem("cross_site", "this Origin is not in client.allowed_origins")

@@ -6,9 +6,10 @@ import time
 import uuid
 
 import aiohttp
+import pytest
 
 from tests.attack.conftest import token
-from tests.world.conftest import World
+from tests.world.conftest import PASSWORD, World
 
 
 async def _heard(ws: aiohttp.ClientWebSocketResponse, count: int) -> list[dict[str, object]]:
@@ -61,3 +62,17 @@ async def test_one_participant_kept_everybody_out_of_a_room_with_a_history_too_b
     assert [p["offset"] for p in page["publications"]] == [*range(1, len(page["publications"]) + 1)]
     assert 0 < len(page["publications"]) < 30
     assert client.code is None
+
+
+@pytest.mark.parametrize(("site", "code"), [("same-origin", None), ("same-site", None), ("cross-site", 3501)])
+async def test_a_cookie_counted_on_a_page_that_the_browser_calls_cross_site(
+    world: World, site: str, code: int | None
+) -> None:
+    body = {"email": f"{uuid.uuid4().hex}@example.org", "password": PASSWORD}
+    async with world.http.post(f"{world.url}/auth/register", json=body, headers={"Origin": world.url}) as registered:
+        cookie = registered.cookies["wardgate"].OutputString(attrs=[])
+    headers = {"Origin": world.url, "Cookie": cookie, "Sec-Fetch-Site": site}
+    async with world.http.ws_connect(world.info["websocket"], headers=headers) as ws:
+        await ws.send_json({"id": 1, "connect": {}})
+        answer = await asyncio.wait_for(ws.receive(), 5)
+    assert answer.data == code if code else "connect" in json.loads(answer.data)

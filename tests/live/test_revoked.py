@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.driver import RpcCall
 from gateway.transports.websocket import WebSocketPeer
 from sessions.model import Kind
 from sessions.revocations import Again, Entry
@@ -258,6 +259,30 @@ async def test_the_last_subscriber_of_a_dead_generation_leaves_the_bus(worker: W
     await worker.revoke(kind="everyone", reason="incident")
     await a.closed()
     await eventually(lambda: worker.node._joining._heard == {})
+
+
+async def test_58_a_call_in_flight_is_dropped_with_its_session(worker: Worker) -> None:
+    begun, dropped = asyncio.Event(), asyncio.Event()
+
+    async def slow(_call: RpcCall) -> bytes:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            dropped.set()
+            raise
+        return b"1"
+
+    worker.node.on_rpc["slow"] = slow
+    person = await worker.person()
+    a = await by_access_token(worker, person["access_token"])
+    waiting, queued = a.command(rpc={"method": "slow"}), a.command(unsubscribe={"channel": "x"})
+    await a.send(waiting, queued)
+    await asyncio.wait_for(begun.wait(), 5)
+    await worker.revoke(sid=person["session"]["sid"])
+    await asyncio.wait_for(dropped.wait(), 5)
+    assert await a.closed() == 4501
+    assert a.replies.keys().isdisjoint((waiting["id"], queued["id"]))
 
 
 # -- 4504: lives that end by themselves
