@@ -100,6 +100,7 @@ class Open:
     elapsed_ms: float = 0.0
     members: tuple[str, ...] = ()  # who was registered when it was confirmed
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    told: bool = False  # whether it is confirmed and whoever waited knows
 
     @property
     def last(self) -> Place:
@@ -151,7 +152,18 @@ LEFT JOIN revocation_log l ON l.seq = p.applied_seq AND l.id = p.applied_id
 LEFT JOIN revocation_log e ON e.seq = p.applied_seq - p.applied_seq % {ERA} AND e.id = p.applied_era
 """  # noqa: S608 - no value is put into the text
 
+# One statement, so that no row of a node is held while this process is paused: its own renewal writes it too, in the
+# same order (by receipt), and must not wait.
 _CONFIRM = """
+WITH counted AS (
+    INSERT INTO receipt_nodes AS n (receipt, node, applied_at, connections_closed)
+    SELECT receipt, node, to_timestamp(at), closed
+    FROM unnest($4::uuid[], $5::text[], $6::float8[], $7::int[]) AS c (receipt, node, at, closed)
+    ORDER BY receipt, node
+    ON CONFLICT (receipt, node)
+    DO UPDATE SET applied_at = excluded.applied_at, connections_closed = excluded.connections_closed
+    WHERE n.connections_closed < excluded.connections_closed
+)
 UPDATE receipts r SET confirmed_by = c.by, elapsed_ms = c.elapsed
 FROM unnest($1::uuid[], $2::text[], $3::float8[]) AS c (id, by, elapsed)
 WHERE r.id = c.id AND r.confirmed_by IS NULL
@@ -260,8 +272,10 @@ class Receipts:
             await self._wait()
             if self._open and self._due_for_a_look():
                 await self._look()
-            self._judge()
-            await self._write()
+            confirmed = self._judge()
+            await self._write()  # first: whoever is told may ask another process next
+            for open in confirmed:
+                self._tell(open)
             self._forget()
 
     async def _wait(self) -> None:
@@ -293,8 +307,9 @@ class Receipts:
         if records:
             self._census = _census(records, sent)
 
-    def _judge(self) -> None:
-        now = self._clock.now()
+    def _judge(self) -> list[Open]:
+        """Those that are confirmed now."""
+        now, confirmed = self._clock.now(), []
         for open in list(self._open.values()):
             by = verdict(open, self._census, self._lease(), now)
             if not by and now - open.committed > STUCK and not open.waiting:
@@ -305,7 +320,8 @@ class Receipts:
                 self._close(open)
                 self._done[open.id] = (open, now)
                 self._unwritten[open.id] = open
-                self._tell(open)
+                confirmed.append(open)
+        return confirmed
 
     def _close(self, open: Open) -> None:
         del self._open[open.id]
@@ -314,21 +330,28 @@ class Receipts:
 
     @staticmethod
     def _tell(open: Open) -> None:
+        open.told = True
         for future in open.waiting:
             if not future.done():
                 future.set_result(None)
         open.waiting.clear()
 
     async def _write(self) -> None:
-        """What is confirmed stays so, for whoever asks elsewhere. While PostgreSQL is away it waits here, bounded."""
+        """What is confirmed stays so for whoever asks elsewhere, with what the nodes said that they closed. While
+        PostgreSQL is away it waits here, bounded."""
         due = list(self._unwritten.values())[:1000]
         if not due:
             return
+        counts = [(o.id, node, part.applied_at, part.closed) for o in due for node, part in o.closed.items()]
         try:
             with translated():
                 async with asyncio.timeout(2.0), self._pool.acquire() as connection:
                     await connection.execute(
-                        _CONFIRM, [o.id for o in due], [o.by for o in due], [o.elapsed_ms for o in due]
+                        _CONFIRM,
+                        [o.id for o in due],
+                        [o.by for o in due],
+                        [o.elapsed_ms for o in due],
+                        *([count[n] for count in counts] for n in range(4)),
                     )
         except Exception as error:
             log.warning("receipts_not_written", count=len(self._unwritten), error=f"{type(error).__name__}: {error}")
@@ -350,8 +373,8 @@ class Receipts:
 
     async def confirmed(self, id: str, timeout: float) -> None:
         """Return when it is confirmed, or after `timeout` seconds."""
-        open = self._open.get(id)
-        if open is None:
+        open = self._held(id)
+        if open is None or open.told:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         open.waiting.append(future)

@@ -38,6 +38,7 @@ WITH beat AS (
     INSERT INTO receipt_nodes (receipt, node, applied_at, connections_closed)
     SELECT receipt, $1, to_timestamp(at), closed
     FROM unnest($6::uuid[], $7::float8[], $8::int[]) AS c (receipt, at, closed)
+    ORDER BY receipt
     ON CONFLICT (receipt, node)
     DO UPDATE SET applied_at = excluded.applied_at, connections_closed = excluded.connections_closed
 )

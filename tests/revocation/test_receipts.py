@@ -75,3 +75,46 @@ async def test_6b_nobody_settles_a_start_before_its_time(cluster: Cluster) -> No
     process.revocations._renewal.lease.start -= 1.0  # it renewed against another start than the pool sees
     await process.revocations._look_at_others()
     assert [tuple(row) for row in await cluster.sql("SELECT settled_start FROM revocation_head")] == [(None,)]
+
+
+async def test_a_confirmed_receipt_showed_no_closed_connections_when_another_process_was_asked(
+    cluster: Cluster,
+) -> None:
+    """What was acknowledged is written before anybody hears `confirmed`: the renewals that also carry it come later."""
+    await cluster.prepare(5.0, 0.25)
+    first, second, third = [await cluster.start() for _ in range(3)]
+    first.grow_old()
+    for n in range(5):
+        await cluster.session(f"s{n}")
+        for process in (first, second, third):
+            process.hub.connect(f"s{n}", count=n + 1)
+        receipt = await first.revocations.revoke(ending(f"s{n}"), wait=True)
+        found = await third.revocations.receipt(receipt.id)
+        assert found is not None
+        assert (found.state, found.by, found.connections_closed) == ("confirmed", "acks", 3 * (n + 1))
+        assert [part.connections_closed for part in found.nodes] == [n + 1] * 3
+        assert found.elapsed_ms == receipt.elapsed_ms
+
+
+async def test_a_count_that_a_node_wrote_itself_is_not_made_smaller(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await cluster.start(), await cluster.start()
+    await cluster.session("s1")
+    for process in (first, second):
+        process.hub.connect("s1", count=2)
+    held = first.revocations._receipts
+    write = held._write
+
+    async def after_a_renewal() -> None:
+        for id in held._unwritten:
+            await cluster.sql("INSERT INTO receipt_nodes VALUES ($1, $2, now(), 7)", id, second.node)
+        await write()
+
+    monkeypatch.setattr(held, "_write", after_a_renewal)
+    monkeypatch.setattr(second.revocations._applier, "unreported", list)
+    monkeypatch.setattr(first.revocations._applier, "unreported", list)
+    receipt = await first.revocations.revoke(ending("s1"), wait=True)
+    rows = await cluster.sql("SELECT node, connections_closed AS closed FROM receipt_nodes")
+    assert receipt.state == "confirmed"
+    assert {row["node"]: row["closed"] for row in rows} == {first.node: 2, second.node: 7}
