@@ -1,8 +1,9 @@
-"""Redis: the three ways to it, and what its being away looks like.
+"""Redis: the two ways to it, and what its being away looks like.
 
-`open_commands` is redis-py, for what is rare. `Pipe` is one pipelined connection for the hot path: one write a loop
-turn, replies in order. `Bus` is the process's pub/sub connection. Keys, scripts and the meaning of messages live
-elsewhere; one connection, from its making to its end, is in `config.resp`.
+`Pipe` is one pipelined connection for commands: one write a loop turn, replies in order. `Bus` is the process's pub/sub
+connection. Keys, scripts and the meaning of messages live elsewhere; one connection, from its making to its end, is in
+`config.resp`. (redis-py asks the server's version before `serve` starts, and speaks in the tests:
+docs/decisions/0005.)
 
     Unavailable             Redis was not there, not in time, or gone while it worked (`uncertain`: it may have run)
     └── Refused             Redis answered with an error
@@ -15,19 +16,14 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import redis.asyncio
-import redis.exceptions
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.maint_notifications import MaintNotificationsConfig
 
 from config.clock import boottime
 from config.resp import INFO, Address, Argument, Greeting, Link, Refused, Run, Script, Unavailable, greet, read_info
 
-__all__ = ["Address", "Argument", "Bus", "Pipe", "Refused", "Run", "Script", "Unavailable", "open_commands"]
+__all__ = ["Address", "Argument", "Bus", "Pipe", "Refused", "Run", "Script", "Unavailable"]
 
 log = structlog.get_logger(__name__)
 
@@ -40,33 +36,6 @@ CHUNK: Final = 1_000
 """Names in one SUBSCRIBE."""
 
 _uniform = random.SystemRandom().uniform
-
-
-class Commands(redis.asyncio.Redis):
-    """redis-py, whose errors of being away are ours. (Not so in its pipelines and pub/sub: do not use them.)"""
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        try:
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
-            raise Unavailable(str(error), uncertain=True) from error
-
-
-def open_commands(url: str) -> Commands:
-    """A redis-py client: RESP3, bytes, 2 s for anything, and never a retry (a script must not run twice)."""
-    Address.parse(url)  # the same forms as everywhere, and errors without the password
-    pool = redis.asyncio.ConnectionPool.from_url(
-        url,
-        protocol=3,
-        decode_responses=False,
-        socket_timeout=TIMEOUT,
-        socket_connect_timeout=TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=32,
-        client_name="wardgate-commands",
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
-    return cast(Commands, Commands.from_pool(pool))
 
 
 class _Kept:

@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import redis.asyncio as redis
 
-from config.redis import Bus, Pipe, open_commands
+from config.redis import Bus, Pipe
 from gateway.broker import Broker
 from gateway.history import History
 from gateway.protocol.commands import StreamPosition
@@ -16,21 +17,18 @@ KEPT: dict[str, Any] = {"history_size": 100, "history_ttl": 60.0, "meta_ttl": 60
 
 async def follow(server: Server, primary: Server) -> None:
     """Make `server` a replica, and return when it has everything."""
-    commands, there = open_commands(server.url), open_commands(primary.url)
-    await commands.execute_command("CONFIG", "SET", "masterauth", "wardgate")
-    await there.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    await commands.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
-    await there.execute_command("SET", "fence", server.port)
-    while await commands.execute_command("GET", "fence") != b"%d" % server.port:
-        pass
-    await commands.aclose()
-    await there.aclose()
+    async with redis.from_url(server.url) as commands, redis.from_url(primary.url) as there:
+        await commands.config_set("masterauth", "wardgate")
+        await there.config_set("repl-diskless-sync-delay", "0")
+        await commands.replicaof("127.0.0.1", str(primary.port))
+        await there.set("fence", server.port)
+        while await commands.get("fence") != b"%d" % server.port:
+            pass
 
 
 async def promote(server: Server) -> None:
-    commands = open_commands(server.url)
-    await commands.execute_command("REPLICAOF", "NO", "ONE")
-    await commands.aclose()
+    async with redis.from_url(server.url) as commands:
+        await commands.replicaof("NO", "ONE")
 
 
 async def test_a_failover_that_loses_writes(

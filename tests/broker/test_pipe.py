@@ -1,13 +1,13 @@
-"""Pipe and redis-py on a real Valkey, in all the ways that it can be away."""
+"""Pipe on a real Valkey, in all the ways that it can be away."""
 
 import asyncio
 import datetime
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import redis.asyncio as redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from config import redis as redis_module
 from config.clock import boottime
-from config.redis import Pipe, Refused, Run, Script, Unavailable, open_commands
+from config.redis import Pipe, Refused, Run, Script, Unavailable
 from config.resp import Greeting, Link
 from tests.broker.conftest import PATIENCE, Server, Signal, Wire
 
@@ -261,10 +261,9 @@ async def test_a_server_that_becomes_a_replica_is_left(
     assert not pipe.connected
     with pytest.raises(Unavailable, match="replica"):
         await Pipe(server.url).start(timeout=0.3)
-    commands = open_commands(server.url)
     before = pipe.server
-    await commands.execute_command("REPLICAOF", "NO", "ONE")
-    await commands.aclose()
+    async with redis.from_url(server.url) as commands:
+        await commands.replicaof("NO", "ONE")
     await back.wait()
     assert pipe.server.split("-")[0] == before.split("-")[0]
     assert pipe.server != before  # the same process, another history
@@ -342,18 +341,3 @@ async def test_a_listener_that_fails_does_not_stop_the_others(
     await gone.wait()
     await back.wait()
     assert await pipe.call("PING") == b"PONG"
-
-
-async def test_commands_say_unavailable_and_never_try_again(server: Server) -> None:
-    commands = open_commands(server.url)
-    assert await commands.set("a", 1)
-    assert await commands.get("a") == b"1"
-    server.freeze()
-    began = time.monotonic()
-    with pytest.raises(Unavailable) as caught:
-        await commands.incr("a")
-    assert caught.value.uncertain
-    assert time.monotonic() - began < 4
-    server.thaw()
-    assert await commands.get("a") == b"2"  # once, and not once for each try
-    await commands.aclose()
