@@ -4,7 +4,7 @@ Partitioned by month; `make_months` keeps the coming ones ahead, `drop_months` d
 never changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from config.database import Connection, Pool
@@ -24,6 +24,11 @@ async def append(
 ) -> None:
     """One row, in the caller's transaction. `actor` is Caller.name, "system" or "cli"; `detail` holds no secret."""
     await connection.execute(_APPEND, action, actor, target, sid, address, dict(detail or {}))
+
+
+async def append_all(connection: Connection, rows: Iterable[tuple[str, str, str, str, str, Mapping[str, Any]]]) -> None:
+    """Many in one go, each as (action, actor, target, sid, address, detail)."""
+    await connection.executemany(_APPEND, rows)
 
 
 _APPEND = "INSERT INTO audit (action, actor, target, sid, address, detail) VALUES ($1, $2, $3, $4, $5, $6)"

@@ -156,8 +156,7 @@ class Committer:
             found = [order for order in batch if _is_there(order, there)]
             earlier.update(await idempotency.claim(connection, {o.receipt: o.key for o in found if o.key}))
             going.extend(order for order in found if order.receipt not in earlier)
-            for order in going:
-                await record(connection, order.deed, order.receipt)
+            await record(connection, [(order.deed, order.receipt) for order in going])
             if going:
                 groups = [Group(o.receipt, [o.entry.draft(o.receipt)], o.deed.actor) for o in going]
                 written = await write(connection, groups)
@@ -168,18 +167,16 @@ class Committer:
                 order.refuse(idempotency.conflict())
 
 
-async def record(connection: Connection, deed: Deed, receipt: str) -> None:
-    """The audit row of a revocation, in its transaction."""
-    if deed.action:
-        await audit.append(
-            connection,
-            deed.action,
-            actor=deed.actor,
-            target=deed.target,
-            sid=deed.sid,
-            address=deed.address,
-            detail={**deed.detail, "receipt": receipt},
-        )
+async def record(connection: Connection, deeds: Sequence[tuple[Deed, str]]) -> None:
+    """The audit rows of revocations, each a deed and its receipt, in their transaction."""
+    await audit.append_all(
+        connection,
+        [
+            (deed.action, deed.actor, deed.target, deed.sid, deed.address, {**deed.detail, "receipt": receipt})
+            for deed, receipt in deeds
+            if deed.action
+        ],
+    )
 
 
 async def _there(connection: Connection, batch: Sequence[Order]) -> set[tuple[int, str]]:

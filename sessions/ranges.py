@@ -76,7 +76,7 @@ class Work:
                     raise idempotency.conflict()
                 self.receipt, self.earlier = before[self.receipt], True
                 return False  # perhaps it stopped half way
-            await record(connection, self._deed, self.receipt)
+            await record(connection, [(self._deed, self.receipt)])
             written, complete = await self._write(connection, "")
         return complete
 
