@@ -26,7 +26,7 @@ import msgspec
 from cyclopts import Parameter
 
 from config import dev
-from config.database import Pool, open_pool
+from config.database import Pool, dial, open_pool
 from config.errors import Away, Failure, InUse, Usage
 from config.loading import Mistake, SettingsError, load
 from config.migrate import MigrationError
@@ -87,7 +87,7 @@ async def postgres_there(settings: Database, patience: float = PATIENCE) -> None
     """Return when PostgreSQL takes a connection; Away when it did not for `patience` s; Failure when it is too old."""
 
     async def attempt() -> int:
-        connection = await asyncpg.connect(settings.url.get_secret_value(), timeout=5, command_timeout=5)
+        connection = await dial(settings.url.get_secret_value(), timeout=5, command_timeout=5)
         try:
             return int(await connection.fetchval("show server_version_num"))
         finally:
@@ -142,10 +142,10 @@ async def _patiently(
 
 
 def place_of(url: str) -> str:
-    """Host, port and database of a URL, without the credentials."""
+    """Hosts, ports and database of a URL, without the credentials."""
     try:
         parts = urlsplit(url)
-        return f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}" or "?"
+        return parts.netloc.rpartition("@")[2] + parts.path or "?"
     except ValueError:
         return "?"
 

@@ -19,6 +19,7 @@ from typing import Literal
 
 import asyncpg
 
+from config.database import dial
 from config.settings import Database
 
 FOLDER = Path(__file__).parent / "migrations"
@@ -194,7 +195,7 @@ _TOKEN = re.compile(
 async def _connect(database: Database | str) -> asyncpg.Connection:
     url = database if isinstance(database, str) else database.url.get_secret_value()
     # No statement_timeout: an index takes as long as it takes.
-    return await asyncpg.connect(
+    return await dial(
         url,
         timeout=5,
         server_settings={"application_name": "wardgate-migrate", "lock_timeout": _LOCK_TIMEOUT, "timezone": "UTC"},
