@@ -12,6 +12,7 @@ from aiohttp import web
 
 from auth import users
 from auth.api_keys import ApiKeys
+from auth.devices import KNOWN_FOR, DeviceCookies
 from auth.external import ExternalTokens
 from auth.identity import READING, Identity
 from auth.keys import Keys, key_sealer
@@ -266,18 +267,19 @@ class AccountRoutes:
 
     async def _client(self, call: Call[Any, Any], mode: Mode) -> Client:
         """A login that sets a cookie must come from our pages, and replaces the session of the cookie before."""
-        replaces = ""
-        if mode == "cookie":
-            require_same_origin(call.request)
-            before = await cookies.reading(call.request)
-            replaces = "" if before is None else before.session.sid
-        return Client(call.address, call.request.headers.get("User-Agent", ""), replaces)
+        agent = call.request.headers.get("User-Agent", "")
+        if mode == "token":
+            return Client(call.address, agent)
+        require_same_origin(call.request)
+        before = await cookies.reading(call.request)
+        replaces = "" if before is None else before.session.sid
+        return Client(call.address, agent, replaces, cookies.device(call.request))
 
     async def _logged_in(self, call: Call[Any, Any], done: LoggedIn) -> LoggedInView:
         reading = done.opened.reading
         user, session = user_view(done.user), view(reading.session)
         if reading.session.kind == "cookie":
-            await cookies.start(call.request, done.opened)
+            await cookies.start(call.request, done.opened, (done.known_by, KNOWN_FOR))
             return LoggedInView(user, session)
         token, expires_in = self._tokens.make(reading)
         return LoggedInView(user, session, token, "Bearer", expires_in, done.opened.refresh_token)
@@ -401,7 +403,9 @@ class Accounts:
         self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), clock=clock)
         self.passwords = Passwords(settings.auth)
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
-        self.people = Users(pool, revocations, sessions, self.passwords, throttle, settings.auth)
+        previous = [key.get_secret_value().encode() for key in settings.sessions.previous_secret_keys]
+        devices = DeviceCookies(secret.encode(), previous, now=now)
+        self.people = Users(pool, revocations, sessions, self.passwords, throttle, devices, settings.auth)
         self.identity = Identity(
             sessions,
             revocations,

@@ -6,13 +6,14 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 import structlog
 
 from auth import passwords as policy
 from auth import users
+from auth.devices import DeviceCookies
 from auth.passwords import Passwords
 from auth.throttle import Throttle
 from auth.users import Account, User
@@ -37,11 +38,13 @@ log = structlog.get_logger(__name__)
 
 
 class Client(NamedTuple):
-    """Who asks: the address as far as it can be trusted, the user agent, and the sid of the cookie that came along."""
+    """Who asks: the address as far as it can be trusted, the user agent, and what came along as cookies: the sid of the
+    session, the value that a known device has."""
 
     address: str
     device: str
     replaces: str = ""
+    known_by: str = ""
 
 
 class Ledger(Protocol):
@@ -55,10 +58,11 @@ class Ledger(Protocol):
 
 
 class LoggedIn(NamedTuple):
-    """A user with a session that was just opened."""
+    """A user with a session that was just opened, and by what the device will be known."""
 
     user: User
     opened: Opened
+    known_by: str = ""
 
 
 class Users:
@@ -71,10 +75,11 @@ class Users:
         sessions: Sessions,
         passwords: Passwords,
         throttle: Throttle,
+        devices: DeviceCookies,
         settings: Auth,
     ) -> None:
         self._pool, self._revocations, self._sessions = pool, revocations, sessions
-        self._passwords, self._throttle, self._settings = passwords, throttle, settings
+        self._passwords, self._throttle, self._devices, self._settings = passwords, throttle, devices, settings
         self._failures: dict[str, int] = {}
         self._tasks = Tasks()
 
@@ -110,7 +115,10 @@ class Users:
         id = users.new_id()
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
-                return await self._create(writing, id, email, display_name, stored, mode, client)
+                made = await self._create(writing, id, email, display_name, stored, mode, client)
+        key = users.email_key(email)
+        await self._throttle.know(client.address, key)
+        return made._replace(known_by=self._devices.make(key))
 
     async def _create(
         self, writing: Writing, id: str, email: str, display_name: str, stored: str, mode: Mode, client: Client
@@ -128,19 +136,21 @@ class Users:
     async def log_in(self, email: str, password: str, mode: Mode, client: Client) -> LoggedIn:
         """A new session for whoever knows the password.
 
-        Unknown, wrong, damaged and disabled are one answer and one hash: `invalid_credentials`. Other problems:
-        invalid (no text that could be a password), too_many_attempts, busy.
+        Unknown, wrong, damaged and disabled are one answer and one hash: `invalid_credentials`; so is a password that
+        was guessed at too often (`users.TOO_MANY_FAILURES`), but from where its owner has logged in before. Other
+        problems: invalid (no text that could be a password), too_many_attempts, busy.
         """
         self._require_local()
         normal = policy.bounded("password", password)
         if len(email) > users.MAX_EMAIL:
             raise invalid("email", f"at most {users.MAX_EMAIL} characters")
         key = users.email_key(email)
-        async with self._throttle.attempt(client.address, key) as attempt:
+        device = self._devices.recognise(key, client.known_by)
+        async with self._throttle.attempt(client.address, key, device=device) as attempt:
             with translated():
                 account = await users.by_email(self._pool, key)
             verdict = await self._passwords.check(account and account.password_hash, normal)
-            if account is None or not (verdict.right and account.user.active):
+            if account is None or not (verdict.right and _admits(account.user, known=attempt.known)):
                 self._count_failure(account)
                 raise Problem("invalid_credentials")
             await attempt.succeeded()
@@ -157,7 +167,7 @@ class Users:
                     await users.logged_in(writing.connection, user.id, rehash)
         except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
             raise Problem("invalid_credentials") from None
-        return LoggedIn(user, opened)
+        return LoggedIn(user, opened, self._devices.make(account.email_key))
 
     async def _open(self, writing: Writing, id: str, version: int, mode: Mode, client: Client) -> Opened:
         return await self._sessions.open(
@@ -194,7 +204,7 @@ class Users:
             account = await users.by_id(self._pool, id)
         if account is None:
             raise Problem("forbidden", "this account's password is kept elsewhere")
-        async with self._throttle.attempt(client.address, account.email_key) as attempt:
+        async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
             verdict = await self._passwords.check(account.password_hash, old)
             if not verdict.right:
                 self._count_failure(account)
@@ -280,11 +290,24 @@ class Users:
         counts, self._failures = self._failures, {}
         try:
             with translated():
-                await users.add_failures(self._pool, counts)
+                async with self._pool.acquire() as connection, connection.transaction():
+                    await _write_failures(connection, counts)
         except Problem:
             for id, count in counts.items():
                 self._failures[id] = self._failures.get(id, 0) + count
             log.warning("failures_not_written")
+
+
+def _admits(user: User, *, known: bool) -> bool:
+    """Whether the right password lets this user in, from a device or address that is `known` or not."""
+    return user.active and (known or user.failures < users.TOO_MANY_FAILURES)
+
+
+async def _write_failures(connection: Connection, counts: Mapping[str, int]) -> None:
+    for id in await users.add_failures(connection, counts):
+        detail = {"failures": users.TOO_MANY_FAILURES}
+        await audit.append(connection, "user.password_disabled", actor="system", target=f"user:{id}", detail=detail)
+        log.warning("password_disabled", user=id)
 
 
 async def end_logins(writing: Ledger, id: str, now: float, *, except_sid: str = "") -> int:

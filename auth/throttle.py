@@ -6,8 +6,13 @@ Three counters, all asked before any is moved:
 - the account from anywhere that has not logged in to it before: a bucket, so that a crowd cannot guess together. Where
   its owner logged in within 30 days this one is not asked: an attack from elsewhere does not lock anyone out.
 
-A success gives back what the attempt took and clears the account's counter for the address. In Redis stand only keyed
-hashes of addresses and accounts. With Redis away each process counts by itself, more strictly.
+A device that is proven to be the account's (`devices`; for a change of password, the session itself) is counted by
+itself alone, like an account from one address: neither a crowd elsewhere nor strangers behind the same address hold its
+owner back.
+
+A success gives back what the attempt took and clears the account's counter for the address or device. In Redis stand
+only keyed hashes of addresses and accounts. With Redis away each process counts by itself, more strictly, and knows no
+addresses again; devices it does.
 
 Attempts for one account from one address run one after another in a process: parallel right passwords all pass, and
 parallel wrong ones meet what the one before them left.
@@ -53,18 +58,26 @@ RETRY_REDIS = 1.0  # s for which Redis is left alone after it failed
 
 
 class Names(NamedTuple):
-    """The keys of one attempt: address, (account, address), account, and whether the pair is known."""
+    """The keys of one attempt: address, (account, address), account, and whether that pair is known.
+
+    `device`: it comes from a device of the account's; then `pair` is (account, device), and no other is counted in.
+    """
 
     address: str
     pair: str
     account: str
     known: str
+    device: bool = False
 
 
 class Taken(NamedTuple):
-    """What an attempt took, for giving it back; or, when `wait` > 0, for how many seconds it is refused."""
+    """What an attempt took beside the pair's, for giving it back; or, when `wait` > 0, how many seconds it is refused.
+
+    What is taken from the account tells who is not known there: neither by the address nor as a device.
+    """
 
     wait: float
+    from_address: bool = False
     from_account: bool = False
 
 
@@ -81,6 +94,10 @@ class Counters(Protocol):
 
     async def withdraw(self, names: Names, taken: Taken) -> None:
         """No password was checked after all: give back."""
+        ...
+
+    async def know(self, names: Names) -> None:
+        """Know the pair from now on."""
         ...
 
     async def take_one(self, name: str, burst: int, interval: float) -> float:
@@ -100,14 +117,14 @@ class Throttle:
         self._turns = Turns(WAITERS)
 
     @asynccontextmanager
-    async def attempt(self, address: str, account: str) -> AsyncIterator["Attempt"]:
-        """One check of a password for `account` (any text that names it) from `address`.
+    async def attempt(self, address: str, account: str, *, device: str = "") -> AsyncIterator["Attempt"]:
+        """One check of a password for `account` (any text that names it) from `address`, or from a proven `device`.
 
         Problem `too_many_attempts` with Retry-After before the block is entered. In the block call `succeeded` when the
         password was right; leaving it without a word, or by cancellation, means wrong. A server that was away or a pool
         that was full before the check (UNCHECKED) is held against nobody.
         """
-        names = self._names(address, account)
+        names = self._names(address, account, device)
         async with self._turns.turn(names.pair):
             counters, taken = await self._take(names)
             attempt = Attempt(self, counters, names, taken)
@@ -129,6 +146,10 @@ class Throttle:
         )
         if wait:
             raise _too_many(wait)
+
+    async def know(self, address: str, account: str) -> None:
+        """`account` was made from `address`: it is known there, as after a login."""
+        await self._finish(self._shared.know(self._names(address, account, "")))
 
     async def _take(self, names: Names) -> tuple[Counters, Taken]:
         counters: Counters = self._shared
@@ -163,13 +184,14 @@ class Throttle:
         except Unavailable as error:
             log.warning("throttle_not_given_back", error=type(error).__name__)
 
-    def _names(self, address: str, account: str) -> Names:
+    def _names(self, address: str, account: str, device: str) -> Names:
         place = address_prefix(address)
         return Names(
             self._name("address", place),
-            self._name("pair", f"{place} {account}"),
+            self._name("device", f"{device} {account}") if device else self._name("pair", f"{place} {account}"),
             self._name("account", account),
             self._name("known", f"{place} {account}"),
+            bool(device),
         )
 
     def _name(self, kind: str, value: str) -> str:
@@ -184,6 +206,11 @@ class Attempt:
     def __init__(self, throttle: Throttle, counters: Counters, names: Names, taken: Taken) -> None:
         self.right = False
         self._throttle, self._counters, self._names, self._taken = throttle, counters, names, taken
+
+    @property
+    def known(self) -> bool:
+        """Whether it comes from a device or an address that has logged in to the account before."""
+        return not self._taken.from_account
 
     async def succeeded(self) -> None:
         """The password was right."""
@@ -247,23 +274,23 @@ local account_burst, account_interval = tonumber(ARGV[3]), tonumber(ARGV[4])
 local free, cap, forget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local pair = redis.call('HMGET', KEYS[2], 'count', 'until')
 local count, blocked = tonumber(pair[1] or '0'), tonumber(pair[2] or '0')
-local address, wait = bucket(KEYS[1], address_burst, address_interval)
-wait = math.max(wait, blocked - now)
-local known = redis.call('EXISTS', KEYS[4]) == 1
-local account
-if not known then
-    local more
-    account, more = bucket(KEYS[3], account_burst, account_interval)
+local wait, more, address, account = math.max(0, blocked - now)
+if ARGV[9] == '0' then
+    address, more = bucket(KEYS[1], address_burst, address_interval)
     wait = math.max(wait, more)
+    if redis.call('EXISTS', KEYS[4]) == 0 then
+        account, more = bucket(KEYS[3], account_burst, account_interval)
+        wait = math.max(wait, more)
+    end
 end
-if wait > 0 then return {wait, 0} end
-fill(KEYS[1], address)
+if wait > 0 then return {wait, 0, 0} end
+if address then fill(KEYS[1], address) end
 if account then fill(KEYS[3], account) end
 count = count + 1
 if count >= free then blocked = now + math.min(cap, 1000 * 2 ^ math.min(count - free, 30)) end
 redis.call('HSET', KEYS[2], 'count', count, 'until', string.format('%.0f', blocked))
 redis.call('PEXPIRE', KEYS[2], forget)
-return {0, account and 1 or 0}
+return {0, address and 1 or 0, account and 1 or 0}
 """
 )
 
@@ -271,9 +298,9 @@ _SUCCEED = Script(
     _COMMON
     + """
 redis.call('DEL', KEYS[2])
-redis.call('SET', KEYS[4], '1', 'PX', ARGV[4])
-give_back(KEYS[1], tonumber(ARGV[1]))
-if ARGV[3] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
+redis.call('SET', KEYS[4], '1', 'PX', ARGV[5])
+if ARGV[3] == '1' then give_back(KEYS[1], tonumber(ARGV[1])) end
+if ARGV[4] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
 return 0
 """
 )
@@ -283,9 +310,9 @@ _WITHDRAW = Script(
     + """
 local count = tonumber(redis.call('HGET', KEYS[2], 'count') or '0') - 1
 if count > 0 then redis.call('HSET', KEYS[2], 'count', count) else redis.call('DEL', KEYS[2]) end
-if count > 0 and count < tonumber(ARGV[4]) then redis.call('HSET', KEYS[2], 'until', 0) end
-give_back(KEYS[1], tonumber(ARGV[1]))
-if ARGV[3] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
+if count > 0 and count < tonumber(ARGV[5]) then redis.call('HSET', KEYS[2], 'until', 0) end
+if ARGV[3] == '1' then give_back(KEYS[1], tonumber(ARGV[1])) end
+if ARGV[4] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
 return 0
 """
 )
@@ -310,9 +337,9 @@ class RedisCounters:
 
     async def take(self, names: Names) -> Taken:
         limits = self._limits
-        wait, from_account = await self._run(
+        wait, from_address, from_account = await self._run(
             _TAKE,
-            names,
+            names[:4],
             limits.address_burst,
             _ms(limits.address_interval),
             limits.account_burst,
@@ -321,20 +348,25 @@ class RedisCounters:
             _ms(limits.cap),
             _ms(limits.forget),
             self._pipe.deadline(),
+            int(names.device),
         )
-        return Taken(wait / 1000, bool(from_account))
+        return Taken(wait / 1000, bool(from_address), bool(from_account))
 
     async def succeed(self, names: Names, taken: Taken) -> None:
-        await self._run(_SUCCEED, names, *self._back(taken), _ms(self._limits.known))
+        await self._run(_SUCCEED, names[:4], *self._back(taken), _ms(self._limits.known))
 
     async def withdraw(self, names: Names, taken: Taken) -> None:
-        await self._run(_WITHDRAW, names, *self._back(taken), self._limits.free)
+        await self._run(_WITHDRAW, names[:4], *self._back(taken), self._limits.free)
+
+    async def know(self, names: Names) -> None:
+        await self._pipe.call("SET", names.known, "1", "PX", str(_ms(self._limits.known)))
 
     async def take_one(self, name: str, burst: int, interval: float) -> float:
         return int(await self._run(_TAKE_ONE, (name,), burst, _ms(interval), self._pipe.deadline())) / 1000
 
-    def _back(self, taken: Taken) -> tuple[int, int, int]:
-        return _ms(self._limits.address_interval), _ms(self._limits.account_interval), int(taken.from_account)
+    def _back(self, taken: Taken) -> tuple[int, int, int, int]:
+        intervals = _ms(self._limits.address_interval), _ms(self._limits.account_interval)
+        return *intervals, int(taken.from_address), int(taken.from_account)
 
     async def _run(self, script: Script, keys: Sequence[str], *arguments: int) -> Any:
         return await self._pipe.run(script, keys, [str(a) for a in arguments])
@@ -355,27 +387,32 @@ class LocalCounters:
     async def take(self, names: Names) -> Taken:
         limits, now = self._limits, self._now()
         count, blocked = self._pairs.get(names.pair, (0, 0.0))
-        address, wait = self._bucket(names.address, limits.address_burst, limits.address_interval)
-        account, more = self._bucket(names.account, limits.account_burst, limits.account_interval)
-        wait = max(wait, more, blocked - now)
+        wait, buckets = blocked - now, dict[str, float]()
+        if not names.device:
+            buckets[names.address], more = self._bucket(names.address, limits.address_burst, limits.address_interval)
+            buckets[names.account], most = self._bucket(names.account, limits.account_burst, limits.account_interval)
+            wait = max(wait, more, most)
         if wait > 0:
             return Taken(wait)
-        _keep(self._buckets, names.address, address)
-        _keep(self._buckets, names.account, account)
+        for name, full in buckets.items():
+            _keep(self._buckets, name, full)
         count += 1
         if count >= limits.free:
             blocked = now + min(limits.cap, 2.0 ** min(count - limits.free, 30))
         _keep(self._pairs, names.pair, (count, blocked))
-        return Taken(0, from_account=True)
+        return Taken(0, from_address=not names.device, from_account=not names.device)
 
     async def succeed(self, names: Names, taken: Taken) -> None:
         self._pairs.pop(names.pair, None)
-        self._give_back(names)
+        self._give_back(names, taken)
 
     async def withdraw(self, names: Names, taken: Taken) -> None:
         count, blocked = self._pairs.get(names.pair, (1, 0.0))
         _keep(self._pairs, names.pair, (count - 1, blocked if count - 1 >= self._limits.free else 0.0))
-        self._give_back(names)
+        self._give_back(names, taken)
+
+    async def know(self, names: Names) -> None:
+        """No address is known here."""
 
     async def take_one(self, name: str, burst: int, interval: float) -> float:
         full, wait = self._bucket(name, burst, interval)
@@ -388,12 +425,12 @@ class LocalCounters:
         full = max(self._buckets.get(name, now), now) + interval
         return full, max(0.0, full - now - burst * interval)
 
-    def _give_back(self, names: Names) -> None:
-        for name, interval in (
-            (names.address, self._limits.address_interval),
-            (names.account, self._limits.account_interval),
+    def _give_back(self, names: Names, taken: Taken) -> None:
+        for name, interval, took in (
+            (names.address, self._limits.address_interval, taken.from_address),
+            (names.account, self._limits.account_interval, taken.from_account),
         ):
-            if name in self._buckets:
+            if took and name in self._buckets:
                 self._buckets[name] -= interval
 
 

@@ -20,6 +20,9 @@ Executor = Connection | Pool
 MAX_EMAIL = 254  # RFC 5321 4.5.3.1.3, less the angle brackets
 MAX_KEY = 512  # one character of compatibility can fold to eighteen
 MAX_NAME = 100
+TOO_MANY_FAILURES = 100
+"""After so many wrong passwords without a right one between them the password is good only where its owner has logged
+in before, until it is set anew."""
 
 _LOCAL = re.compile(r"[^\s@\"(),:;<>\[\\\]]{1,64}")
 _CURSOR = re.compile(r"\d{1,17}\.u_[a-z2-7]{26}", re.ASCII)
@@ -142,12 +145,13 @@ on conflict (email_key) do nothing returning extract(epoch from created_at)::flo
 
 
 async def logged_in(connection: Connection, id: str, rehash: str | None) -> None:
-    """A right password: its counter begins anew, and `rehash` replaces an old form."""
-    await connection.execute(_LOGGED_IN, id, rehash)
+    """A right password: its counter begins anew, unless it is full, and `rehash` replaces an old form."""
+    await connection.execute(_LOGGED_IN, id, rehash, TOO_MANY_FAILURES)
 
 
 _LOGGED_IN = """
-update users set failures = 0, last_login_at = clock_timestamp(), password_hash = coalesce($2, password_hash)
+update users set failures = case when failures < $3 then 0 else failures end, last_login_at = clock_timestamp(),
+    password_hash = coalesce($2, password_hash)
 where id = $1
 """
 
@@ -162,14 +166,16 @@ update users set password_hash = $2, password_changed_at = clock_timestamp(), fa
 """
 
 
-async def add_failures(connection: Executor, counts: Mapping[str, int]) -> None:
-    """So many wrong passwords more, for each of these ids."""
-    await connection.execute(_ADD_FAILURES, list(counts), list(counts.values()))
+async def add_failures(connection: Connection, counts: Mapping[str, int]) -> list[str]:
+    """So many wrong passwords more, for each of these ids; those for whom that made TOO_MANY_FAILURES of them."""
+    records = await connection.fetch(_ADD_FAILURES, list(counts), list(counts.values()))
+    return [r["id"] for r in records if r["failures"] - r["count"] < TOO_MANY_FAILURES <= r["failures"]]
 
 
 _ADD_FAILURES = """
 update users u set failures = u.failures + i.count, last_failure_at = clock_timestamp()
 from unnest($1::text[], $2::int[]) as i (id, count) where u.id = i.id
+returning u.id, u.failures, i.count
 """
 
 

@@ -2,7 +2,7 @@
 
 The cookie's value is a secret of 256 bits and nothing else; a login makes a new one, and the one before is dead with
 its session. Outside dev its name begins with `__Host-`, which browsers accept only from this host, over TLS and for the
-whole site.
+whole site. Beside it stands, for longer and after a logout too, the one by which `auth.devices` knows a device again.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from sessions.service import Opened, Sessions
 
 READING: web.RequestKey[Reading] = web.RequestKey("session_reading", Reading)
 _SID = "sid"
+_DEVICE: web.RequestKey[tuple[str, int]] = web.RequestKey("device_cookie", tuple)
 
 
 class CookieStorage(AbstractStorage):
@@ -24,6 +25,7 @@ class CookieStorage(AbstractStorage):
     def __init__(self, sessions: Sessions, *, secure: bool) -> None:
         name = "__Host-wardgate" if secure else "wardgate"
         super().__init__(cookie_name=name, path="/", secure=secure, httponly=True, samesite="Lax")
+        self.device_cookie = f"{name}-device"
         self._sessions = sessions
 
     async def load_session(self, request: web.Request) -> Session:
@@ -42,16 +44,18 @@ class CookieStorage(AbstractStorage):
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Set the cookie of a login, or take it away."""
         if session.empty or not isinstance(session.identity, str):
-            self._set(response, "", 0)
+            self._set(response, self.cookie_name, "", 0)
             return
         reading = request[READING]
-        self._set(response, session.identity, int(reading.session.expires_at - reading.now))
+        self._set(response, self.cookie_name, session.identity, int(reading.session.expires_at - reading.now))
+        if _DEVICE in request:
+            self._set(response, self.device_cookie, *request[_DEVICE])
 
-    def _set(self, response: web.StreamResponse, value: str, max_age: int) -> None:
+    def _set(self, response: web.StreamResponse, name: str, value: str, max_age: int) -> None:
         # A deletion has the same attributes: a browser ignores a `__Host-` cookie without them, even to remove it.
         params: dict[str, Any] = dict(self._cookie_params)
         params["max_age"] = max_age
-        response.set_cookie(self._cookie_name, value, **params)
+        response.set_cookie(name, value, **params)
 
 
 def setup(app: web.Application, storage: CookieStorage) -> None:
@@ -65,12 +69,23 @@ async def reading(request: web.Request) -> Reading | None:
     return request.get(READING)
 
 
-async def start(request: web.Request, opened: Opened) -> None:
-    """A login: its answer sets the cookie. The secret is a new one, whatever cookie the request came with."""
+async def start(request: web.Request, opened: Opened, device: tuple[str, int] | None = None) -> None:
+    """A login: its answer sets the cookie. The secret is a new one, whatever cookie the request came with.
+
+    `device`: value and seconds of the device's cookie, where it is to be known from now on.
+    """
     session = await aiohttp_session.new_session(request)
     session.set_new_identity(opened.secret)
     session[_SID] = opened.reading.session.sid
     request[READING] = opened.reading
+    if device is not None:
+        request[_DEVICE] = device
+
+
+def device(request: web.Request) -> str:
+    """The value of the device's cookie, "" without one."""
+    storage = request[aiohttp_session.STORAGE_KEY]
+    return request.cookies.get(storage.device_cookie, "")
 
 
 async def forget(request: web.Request) -> None:

@@ -350,7 +350,7 @@ async def test_the_current_password_is_asked_and_guesses_are_counted(house: Hous
     token = (await house.register()).json["access_token"]
     answers = [await change(house, "wrong wrong wrong", "another correct horse", token=token) for _ in range(6)]
     assert [answer.code for answer in answers] == ["invalid_credentials"] * 5 + ["too_many_attempts"]
-    assert (await house.login(address="192.0.2.1")).code == "too_many_attempts"  # one counter for both doors
+    assert (await house.login()).status == 200  # whoever has the session does not hold the owner back at the door
     assert (await house.login(address="198.51.100.1")).status == 200
 
 

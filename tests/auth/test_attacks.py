@@ -180,6 +180,95 @@ async def test_a_success_clears_the_failures(house: House) -> None:
     assert await house.pool.fetchval("select failures from users") == 0
 
 
+async def test_a_strangers_wrong_passwords_held_the_owner_back_where_he_had_registered(house: House) -> None:
+    await house.register()
+    await guess_from_everywhere(house)
+    assert (await house.login(address="203.0.113.99")).code == "too_many_attempts"
+    assert (await house.login()).status == 200
+
+
+async def test_sec_10_a_known_device_logs_in_during_an_attack_from_any_address(house: House) -> None:
+    await house.register(mode="cookie")
+    known = device_of(await house.login(mode="cookie"))
+    await guess_from_everywhere(house)
+    away = "198.51.100.200"
+    assert (await house.login(mode="cookie", address=away)).code == "too_many_attempts"
+    assert (await house.login(mode="cookie", address=away, headers=known)).status == 200
+    for _ in range(5):  # its own budget ends as well
+        wrong = await house.login(password="wrong wrong wrong", mode="cookie", address="198.51.100.201", headers=known)
+        assert wrong.code == "invalid_credentials"
+    assert (await house.login(mode="cookie", address="198.51.100.202", headers=known)).code == "too_many_attempts"
+
+
+async def test_sec_10_strangers_behind_the_same_proxy_do_not_hold_a_known_device_back(house: House) -> None:
+    known = device_of(await house.register(mode="cookie"))
+    for n in range(110):
+        await house.login(f"{n}@example.org" if n > 10 else "alice@example.org", "wrong wrong wrong")
+    assert (await house.login(mode="cookie")).code == "too_many_attempts"
+    assert (await house.login(mode="cookie", headers=known)).status == 200
+
+
+async def test_sec_10_a_device_is_known_to_its_own_account_alone(house: House) -> None:
+    mallory = device_of(await house.register("mallory@example.org", mode="cookie"))
+    await house.register()
+    await guess_from_everywhere(house)
+    name, value = mallory["Cookie"].split("=")
+    for cookie in (value, value[:-1] + ("A" if value[-1] != "A" else "B"), "A" * len(value), "", "x" * 5000, "é"):
+        answer = await house.login(mode="cookie", address="198.51.100.200", headers={"Cookie": f"{name}={cookie}"})
+        assert answer.code == "too_many_attempts", cookie
+
+
+async def test_sec_10_a_hundred_failures_disable_the_password_but_where_its_owner_is_known(house: House) -> None:
+    known = device_of(await house.register(mode="cookie"))
+    await house.pool.execute("update users set failures = 99")
+    assert (await house.login(address="203.0.113.1")).status == 200  # not a hundred yet, and that begins anew
+    assert await house.pool.fetchval("select failures from users") == 0
+    await house.pool.execute("update users set failures = 99")
+    for n in range(2):
+        await house.login(password="wrong wrong wrong", address=f"203.0.113.{n + 2}")
+        await house.accounts.people.flush()
+    assert await house.pool.fetchval("select failures from users") == 101
+    done = await house.pool.fetchval("select count(*) from audit where action = 'user.password_disabled'")
+    assert done == 1
+    refused = await house.login(address="203.0.113.50")
+    wrong = await house.login(password="wrong wrong wrong", address="203.0.113.51")
+    assert (refused.status, refused.text) == (wrong.status, wrong.text)
+    assert refused.code == "invalid_credentials"
+    inside = await house.login(mode="cookie", address="203.0.113.52", headers=known)
+    assert inside.status == 200
+    assert (await house.login(address="203.0.113.53")).code == "invalid_credentials"  # a login is no reset
+    new = "another fine password"
+    body = {"current_password": PASSWORD, "new_password": new}
+    assert (await house.call("POST", "/auth/password", body, cookie=secret_of(inside))).status == 204
+    assert (await house.login(password=new, address="203.0.113.54")).status == 200
+
+
+async def test_sec_12_a_session_is_a_known_device_for_a_change_of_password(house: House) -> None:
+    made = await house.register(mode="cookie")
+    await guess_from_everywhere(house)
+    cookie = secret_of(made)
+    body = {"current_password": PASSWORD, "new_password": "another fine password"}
+    for n in range(5):
+        wrong = body | {"current_password": "wrong wrong wrong"}
+        answer = await house.call("POST", "/auth/password", wrong, cookie=cookie, address=f"198.51.100.{n}")
+        assert answer.code == "invalid_credentials"
+    answer = await house.call("POST", "/auth/password", body, cookie=cookie, address="198.51.100.9")
+    assert answer.code == "too_many_attempts"
+    other = secret_of(await house.login(mode="cookie"))
+    assert (await house.call("POST", "/auth/password", body, cookie=other, address="198.51.100.9")).status == 204
+
+
+async def guess_from_everywhere(house: House) -> None:
+    """A stranger tries the account from several addresses until it is closed to those whom nobody knows."""
+    codes = [(await house.login(password="wrong wrong wrong", address=f"198.51.100.{n // 4}")).code for n in range(24)]
+    assert codes == ["invalid_credentials"] * 20 + ["too_many_attempts"] * 4
+
+
+def device_of(answer: Answer) -> dict[str, str]:
+    """The header of a browser that sends the device's cookie and no session's."""
+    return {"Cookie": f"wardgate-device={answer.cookies['wardgate-device'].value}"}
+
+
 async def test_dozens_register_and_log_in_from_one_address_within_seconds(house: House) -> None:
     for n in range(30):
         await house.register(f"{n}@example.org")

@@ -36,10 +36,12 @@ def throttle(pipe: Pipe) -> Throttle:
     return Throttle(pipe, prefix="wardgate", secret=SECRET, clock=SystemClock())
 
 
-async def guess(throttle: Throttle, address: str = HOME, account: str = "a@example.org", *, right: bool = False) -> int:
+async def guess(
+    throttle: Throttle, address: str = HOME, account: str = "a@example.org", *, right: bool = False, device: str = ""
+) -> int:
     """0 when the guess was let through, else for how long it is refused."""
     try:
-        async with throttle.attempt(address, account) as attempt:
+        async with throttle.attempt(address, account, device=device) as attempt:
             if right:
                 await attempt.succeeded()
     except Problem as problem:
@@ -121,6 +123,31 @@ async def test_a_crowd_cannot_guess_together_and_does_not_lock_the_owner_out(thr
     assert await guess(throttle, ELSEWHERE) > 0
 
 
+async def test_a_known_device_has_a_budget_of_its_own(throttle: Throttle, raw: "redis.Redis") -> None:
+    """Neither strangers at its address nor a crowd elsewhere use it up; nor does it use up theirs."""
+    for n in range(SHARED.account_burst + 5):
+        await guess(throttle, f"203.0.113.{n}")
+    for n in range(SHARED.address_burst + 5):
+        await guess(throttle, HOME, f"{n}@example.org")
+    await guess(throttle, HOME)
+    before = {name: await raw.get(name) for name in await raw.keys("*:a*:*")}
+    assert [await guess(throttle, HOME, device="d") for _ in range(SHARED.free)] == [0] * SHARED.free
+    assert await guess(throttle, HOME, device="d") > 0
+    assert await guess(throttle, HOME, device="e", right=True) == 0
+    assert {name: await raw.get(name) for name in await raw.keys("*:a*:*")} == before
+
+
+async def test_what_a_known_device_did_not_take_is_not_given_back(throttle: Throttle, raw: "redis.Redis") -> None:
+    for n in range(3):
+        await guess(throttle, f"203.0.113.{n}")
+    before = {name: await raw.get(name) for name in await raw.keys("*:a*:*")}
+    assert await guess(throttle, "203.0.113.0", right=True, device="d") == 0
+    with pytest.raises(Problem, match="busy"):
+        async with throttle.attempt("203.0.113.0", "a@example.org", device="d"):
+            raise Problem("busy")
+    assert {name: await raw.get(name) for name in await raw.keys("*:a*:*")} == before
+
+
 async def test_busy_is_not_counted_but_a_cancelled_guess_is(throttle: Throttle) -> None:
     for _ in range(20):
         with pytest.raises(Problem, match="busy"):
@@ -164,10 +191,13 @@ async def test_no_address_and_no_account_stands_in_redis(throttle: Throttle, raw
     await guess(throttle, HOME, "someone@example.org")
     await guess(throttle, HOME, "other@example.org", right=True)
     await throttle.register(HOME, 5)
+    await guess(throttle, HOME, "someone@example.org", device="a device")
     names = await raw.keys("*")
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
-        assert re.fullmatch(r"wardgate:\{throttle\}:(address|pair|account|known|register):[0-9a-f]{32}", str(name))
+        assert re.fullmatch(
+            r"wardgate:\{throttle\}:(address|pair|device|account|known|register):[0-9a-f]{32}", str(name)
+        )
         assert await raw.pttl(name) > 0
     other = Throttle(throttle._shared._pipe, prefix="wardgate", secret=SECRET + b"x", clock=SystemClock())
     await guess(other, HOME, "someone@example.org")
@@ -202,6 +232,16 @@ async def test_without_redis_the_limit_is_stricter_and_never_open(alone: Throttl
         clock.advance(2**n)
         assert await guess(alone) == 0
     assert await guess(alone, ELSEWHERE, right=True) == 0
+
+
+async def test_without_redis_a_known_device_still_has_its_own_smaller_budget(alone: Throttle) -> None:
+    for n in range(LOCAL.account_burst + 5):
+        await guess(alone, f"203.0.113.{n}")
+    assert await guess(alone, HOME) > 0
+    assert [await guess(alone, HOME, device="d") for _ in range(LOCAL.free)] == [0] * LOCAL.free
+    assert await guess(alone, HOME, device="d") > 0
+    assert await guess(alone, HOME, device="e", right=True) == 0
+    assert await guess(alone, HOME) > 0
 
 
 async def test_without_redis_registration_is_limited_too(alone: Throttle) -> None:

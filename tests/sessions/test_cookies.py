@@ -24,8 +24,9 @@ async def serve(sessions: Sessions, login: Logins) -> AsyncIterator[Serve]:
     clients: list[Client] = []
 
     async def log_in(request: web.Request) -> web.Response:
-        await cookies.start(request, await login(request.query["user"]))
-        return web.Response()
+        device = ("a-device", 1000) if "known" in request.query else None
+        await cookies.start(request, await login(request.query["user"]), device)
+        return web.Response(text=cookies.device(request))
 
     async def log_out(request: web.Request) -> web.Response:
         await cookies.forget(request)
@@ -68,6 +69,22 @@ async def test_60_outside_dev_the_cookie_is_a_host_cookie(serve: Serve) -> None:
     assert (morsel["path"], morsel["domain"]) == ("/", "")
     assert 90 * 86400 - 10 <= int(morsel["max-age"]) <= 90 * 86400
     assert ids.secret_hash(morsel.value) is not None
+
+
+async def test_60_the_cookie_of_a_device_is_a_host_cookie_too(serve: Serve) -> None:
+    client = await serve(secure=True)
+    _, line = (await client.post("/in?user=alice&known")).headers.getall("Set-Cookie")
+    [morsel] = SimpleCookie(line).values()
+    assert (morsel.key, morsel.value, morsel["max-age"]) == ("__Host-wardgate-device", "a-device", "1000")
+    assert (morsel["secure"], morsel["httponly"], morsel["samesite"]) == (True, True, "Lax")
+    assert (morsel["path"], morsel["domain"]) == ("/", "")
+
+
+async def test_the_cookie_of_a_device_outlives_a_logout(serve: Serve) -> None:
+    client = await serve(secure=False)
+    await client.post("/in?user=alice&known")
+    await client.post("/out")
+    assert await (await client.post("/in?user=alice")).text() == "a-device"
 
 
 async def test_in_dev_it_works_over_plain_http(serve: Serve) -> None:
