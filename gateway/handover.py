@@ -22,8 +22,8 @@ ROLES: dict[str, tuple[str, ...]] = {
 INSIDE = ("/api", "/admin")
 
 MAX_CONNECTIONS = 64  # in one message
-_LINES = {socket.AF_INET: b"4", socket.AF_INET6: b"6"}
-_FAMILIES = {line: family for family, line in _LINES.items()}
+_LINES = {socket.AF_INET: b"4\n", socket.AF_INET6: b"6\n"}
+_FAMILIES = {line[:-1]: family for family, line in _LINES.items()}
 _BUFFER = 1 << 20
 
 
@@ -61,7 +61,7 @@ class WorkerState(msgspec.Struct, frozen=True):
 
 
 class Passed(NamedTuple):
-    """A connection that is the receiver's now. `descriptor`: -1 when it was lost, this process having no more."""
+    """A connection that changes hands. `descriptor`: -1 when it was lost, the receiver having no more."""
 
     descriptor: int
     family: socket.AddressFamily
@@ -85,10 +85,11 @@ def encode(message: Message) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def pass_connections(end: socket.socket, connections: Sequence[socket.socket]) -> None:
-    """Send up to MAX_CONNECTIONS, all or none. OSError: the queue is full, or the other side is gone."""
-    lines = b"".join(_LINES[connection.family] + b"\n" for connection in connections)
-    socket.send_fds(end, [lines], [connection.fileno() for connection in connections])
+def pass_connections(end: socket.socket, connections: Sequence[Passed]) -> None:
+    """Send up to MAX_CONNECTIONS, all or none; the sender's descriptors stay open. OSError: the queue is full, or the
+    other side is gone."""
+    lines = b"".join([_LINES[connection.family] for connection in connections])
+    socket.send_fds(end, [lines], [connection.descriptor for connection in connections])
 
 
 class Receiver:

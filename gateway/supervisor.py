@@ -10,7 +10,6 @@ lives takes it, and answers that it is frozen. It serves no client itself; what 
 
 import asyncio
 import contextlib
-import errno
 import heapq
 import math
 import os
@@ -39,6 +38,7 @@ from gateway.handover import (
     INSIDE,
     MAX_CONNECTIONS,
     Drain,
+    Passed,
     Receiver,
     Report,
     Setup,
@@ -60,7 +60,6 @@ LONG_LIFE = 30.0
 FAREWELL = 2.0
 _PEEK = 2048
 _PEEK_LIMIT = 10.0
-_OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = structlog.get_logger(__name__)
 
@@ -398,33 +397,33 @@ class Supervisor:
         if public and not self._any_serves():
             self._refuse(listener)  # until a worker reports
             return
-        accepted: list[socket.socket] = []
+        # What we pass on is a number: the socket object that `accept` puts around it costs more than all else here.
+        accept, family = listener._accept, listener.family  # type: ignore[attr-defined]
+        accepted: list[Passed] = []
         try:
             while len(accepted) < MAX_CONNECTIONS:
-                accepted.append(listener.accept()[0])
+                accepted.append(Passed(accept()[0], family))
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             pass
-        except OSError as error:
-            if error.errno not in _OUT_OF:
-                raise
+        except OSError as error:  # out of descriptors or memory, most likely
             log.warning("accept_failed", error=os.strerror(error.errno or 0))
             self._refuse(listener)
             asyncio.get_running_loop().call_later(TICK, self._accept, listener)
         if public:
             self._pass_on(accepted)
         else:
-            for connection in accepted:
-                self._sort(connection)
+            for descriptor, _ in accepted:
+                self._sort(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, descriptor))
 
     def _any_serves(self) -> bool:
         return any(child is not None and child.serves for child in self._slots)
 
-    def _pass_on(self, connections: list[socket.socket]) -> None:
+    def _pass_on(self, connections: list[Passed]) -> None:
         """Each to the best worker that takes it, those of one worker in one message; closed when none does."""
         workers = [child.seen if child is not None else None for child in self._slots]
         left = connections
         while left and (chosen := choose(workers, len(left))):
-            shares: dict[int, list[socket.socket]] = {}
+            shares: dict[int, list[Passed]] = {}
             for index, connection in zip(chosen, left, strict=True):
                 shares.setdefault(index, []).append(connection)
             left = []
@@ -435,9 +434,9 @@ class Supervisor:
         if left:
             log.warning("connections_dropped", count=len(left), why="no worker takes them")
         for connection in connections:
-            connection.close()
+            os.close(connection.descriptor)
 
-    def _pass_to(self, index: int, share: list[socket.socket]) -> bool:
+    def _pass_to(self, index: int, share: list[Passed]) -> bool:
         child = self._slots[index]
         assert child is not None  # noqa: S101 - `choose` leaves those out
         try:
@@ -485,9 +484,9 @@ class Supervisor:
         return b""
 
     async def _route(self, connection: socket.socket, line: bytes) -> None:
-        path = [*line.split(b" "), b""][1]
+        path, family = [*line.split(b" "), b""][1], connection.family
         if path.startswith(tuple(prefix.encode() for prefix in INSIDE)) and self._any_serves():
-            self._pass_on([connection])
+            self._pass_on([Passed(connection.detach(), family)])
         elif self._inside is not None:
             await self._inside.take(connection)
 

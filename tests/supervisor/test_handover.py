@@ -37,6 +37,10 @@ def tcp() -> tuple[socket.socket, socket.socket]:
         return client, door.accept()[0]
 
 
+def given(connection: socket.socket) -> Passed:
+    return Passed(connection.fileno(), connection.family)
+
+
 def test_messages_arrive_whole_in_pieces_of_every_size(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     receiver = Receiver(theirs)
@@ -54,9 +58,9 @@ def test_connections_arrive_in_their_order_between_messages(ends: tuple[socket.s
     receiver = Receiver(theirs)
     pairs = [tcp() for _ in range(5)]
     ours.send(encode(MESSAGES[0]))
-    pass_connections(ours, [server for _, server in pairs[:2]])
+    pass_connections(ours, [given(server) for _, server in pairs[:2]])
     ours.send(encode(MESSAGES[1]))
-    pass_connections(ours, [server for _, server in pairs[2:]])
+    pass_connections(ours, [given(server) for _, server in pairs[2:]])
     got = [message for _ in range(4) for message in receiver.read()]
     assert [type(message) for message in got] == [Setup, Passed, Passed, Drain, Passed, Passed, Passed]
     for (client, server), message in zip(pairs, [m for m in got if isinstance(m, Passed)], strict=True):
@@ -69,7 +73,7 @@ def test_connections_arrive_in_their_order_between_messages(ends: tuple[socket.s
 def test_as_many_go_in_one_message_as_are_promised(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     client, server = tcp()
-    pass_connections(ours, [server] * MAX_CONNECTIONS)
+    pass_connections(ours, [given(server)] * MAX_CONNECTIONS)
     got = list(Receiver(theirs).read())
     assert len(got) == MAX_CONNECTIONS
     for message in got:
@@ -94,7 +98,7 @@ def test_a_full_queue_refuses_and_the_end_is_seen(ends: tuple[socket.socket, soc
     passed = 0
     with contextlib.suppress(OSError):
         while True:
-            pass_connections(ours, [server])
+            pass_connections(ours, [given(server)])
             passed += 1
     receiver = Receiver(theirs)
     ours.close()

@@ -17,7 +17,7 @@ from config.errors import Failure
 from config.servers import Guardian
 from config.settings import Settings, with_values
 from gateway import supervisor as module
-from gateway.handover import pass_connections
+from gateway.handover import Passed, pass_connections
 from gateway.supervisor import Seen, Supervisor, choose, listen, pause_before
 
 STAND_IN = (sys.executable, "-m", "tests.supervisor.stand_in")
@@ -263,12 +263,15 @@ async def test_the_internal_port_answers_while_no_worker_lives(tmp_path: Path) -
 async def test_running_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
     async with running(tmp_path, 1) as r:
         listener = r.supervisor._listeners[0]
-        real, failures = listener.accept, [OSError(24, "too many"), OSError(24, "too many")]
+        real: Any = listener._accept  # type: ignore[attr-defined]
+        failures = [OSError(24, "too many"), OSError(24, "too many")]
 
         class Short:
             """The listener, out of descriptors twice."""
 
-            def accept(self) -> Any:
+            family = listener.family
+
+            def _accept(self) -> Any:
                 if failures:
                     raise failures.pop()
                 return real()
@@ -310,7 +313,7 @@ async def behave(r: Running, node: str, **how: object) -> None:
         client.connect(door.getsockname())
         passed, _ = door.accept()
         with passed:
-            pass_connections(child.control, [passed])
+            pass_connections(child.control, [Passed(passed.fileno(), passed.family)])
             child.sent += 1
         client.setblocking(False)
         loop = asyncio.get_running_loop()
