@@ -2,6 +2,7 @@
 
 Failure            exit 1, with its text
 ├── Usage          exit 2: an argument that cannot be meant
+├── Restored       exit 65: the database may be an older one, and nobody has decided (`run.py restore`)
 ├── Away           exit 69: PostgreSQL or Redis is not there
 └── InUse          exit 75: another `run.py dev` has the folder
 SettingsError      exit 2 (config.loading)
@@ -27,14 +28,14 @@ from cyclopts import Parameter
 
 from config import dev
 from config.database import Pool, dial, open_pool
-from config.errors import Away, Failure, InUse, Usage
+from config.errors import Away, Failure, InUse, Restored, Usage
 from config.loading import Mistake, SettingsError, load
 from config.migrate import MigrationError
 from config.servers import ServerError
 from config.settings import Database, Redis, Settings, unsafe
 
-DONE, FAILED, USAGE, NOT_THERE, IN_USE = 0, 1, 2, 69, 75
-_CODES = ((Usage, USAGE), (Away, NOT_THERE), (InUse, IN_USE))
+DONE, FAILED, USAGE, RESTORED, NOT_THERE, IN_USE = 0, 1, 2, 65, 69, 75
+_CODES = ((Usage, USAGE), (Restored, RESTORED), (Away, NOT_THERE), (InUse, IN_USE))
 PATIENCE = 30.0
 _PAUSE = 0.5
 _SAY_EVERY = 5.0

@@ -13,5 +13,9 @@ class Away(Failure):
     """PostgreSQL or Redis is not there."""
 
 
+class Restored(Failure):
+    """The database may have been put back to an older state, and nobody has decided what follows."""
+
+
 class InUse(Failure):
     """Another process has the data folder."""

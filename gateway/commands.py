@@ -107,6 +107,7 @@ async def _serve(settings: Settings, workers: int, roles: tuple[str, ...], stop:
             await postgres_there(settings.database)
             await redis_there(settings.redis)
             await migrate.check(settings.database)
+            await _not_restored(settings)
             supervisor.launch()
             await supervisor.start(settings, dev=False, roles=roles)
             await supervisor.ready()
@@ -286,6 +287,13 @@ def _supervisor(
     )
     stack.push_async_callback(supervisor.stop)
     return supervisor
+
+
+async def _not_restored(settings: Settings) -> None:
+    """4d: an older state of the database, of which no running process knows more, is not served from."""
+    from sessions import restoring
+
+    await restoring.check(settings.database)
 
 
 async def _remove_registration(settings: Settings, node: str) -> None:

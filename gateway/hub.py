@@ -308,6 +308,10 @@ class Hub:
             peer.born = min(peer.born, limit)
         self.current.youngest = min(self.current.youngest, limit)
 
+    def part(self) -> None:
+        """Everyone goes and may come back: what they were held to is not known here any more."""
+        self.close_all([*self.members(), *self.current.strangers], NOT_CURRENT)
+
     def close_all(self, peers: Sequence[Peer], close: Close, message: bytes = b"", *, seconds: float = 0.0) -> int:
         """Close `peers`: the gate shuts at once, the frames go out in slices, over `seconds`. How many that were."""
         last = _Last(close, message)

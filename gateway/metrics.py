@@ -53,6 +53,7 @@ GAUGES: Mapping[str, tuple[str, Mode]] = {
     "redis_up": ("Nodes whose hints are heard", "livesum"),
     "loop_lag_seconds": ("How late the event loop ran its last timer, of the worst node", "livemax"),
     "hash_queue": ("Password hashes that wait or run", "livesum"),
+    "log_lost": ("Nodes that remember rows of the log which the database does not have", "livesum"),
     "receipts_open": ("Receipts that this node is confirming", "livesum"),
 }
 

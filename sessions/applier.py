@@ -38,6 +38,11 @@ class Closer(Protocol):
         of the lost era, whose numbers may be used again. Synchronous and rare."""
         ...
 
+    def part(self) -> None:
+        """What this process remembers is worth nothing any more. Every connection goes, now and synchronously, and may
+        come back."""
+        ...
+
 
 @dataclass(slots=True)
 class Tally:
@@ -100,6 +105,17 @@ class Applier:
         if self.memory.rewind(to):
             for closer in self.closers:
                 closer.rebase(to.seq)
+
+    def begin_anew(self) -> list[Row]:
+        """4d, once somebody vouches for a database that has nothing of what is remembered here: as after a start, and
+        without connections. The rows that were remembered, to be put back."""
+        assert self.memory is not None  # noqa: S101 - there is something to forget
+        log.critical("begins_anew", applied=self.memory.applied.seq)
+        lost = self.memory.rows()
+        for closer in self.closers:
+            closer.part()
+        self.memory = None
+        return lost
 
     def _close(self, row: Row, now: float) -> bool:
         closed = 0

@@ -1,20 +1,22 @@
-"""The command `sessions`: look at live sessions, and end them.
+"""The commands `sessions` (look at live sessions, and end them) and `restore` (what follows after a restore).
 
 It works on the database directly. Ends go through the revocation log, which running gateways read at least once a
 second; so nothing else has to be there for a session to end.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import uuid4
 
+import msgspec
 from cyclopts import App, Parameter
 
-from config.commands import COMMON, Common, database, show
+from config.commands import COMMON, DONE, Common, database, say, show
 from config.database import Connection
 from config.errors import Failure, Usage
 from config.http import rfc3339
-from sessions import audit, ids, log, store
+from sessions import audit, ids, log, restoring, store
 from sessions.devices import device_name
 from sessions.model import REVOKED, Kind, Session
 
@@ -81,6 +83,74 @@ async def end(
             entry = log.Entry(kind=Kind.USER, subject=user, code=REVOKED, reason=reason, message=message)
         ended = 0 if over else await _write(connection, entry)
     show({"sid": sid, "user": user, "sessions": ended}, as_json=common.json)
+
+
+async def restore(
+    *,
+    revoke_all: Annotated[
+        bool,
+        Parameter(negative=(), help="End every session: all connections close with 4501, everybody logs in again."),
+    ] = False,
+    nothing_lost: Annotated[
+        bool,
+        Parameter(negative=(), help="You know that no revocation is missing: a move, an upgrade, a planned switch."),
+    ] = False,
+    yes: Annotated[bool, Parameter(negative=(), help="Do not ask.")] = False,
+    reason: Annotated[str, Parameter(help="1 to 64 characters; clients see it.")] = "restored",
+    message: Annotated[str, Parameter(help="A sentence for the people.")] = "",
+    common: Common = COMMON,
+) -> int:
+    """Decide what follows after PostgreSQL was restored from a backup or moved. `serve` refuses until then (exit 65).
+
+    Without an option: say what is known, and change nothing. End all gateways before, and start them after.
+    """
+    if revoke_all and nothing_lost:
+        raise Usage("--revoke-all or --nothing-lost, not both")
+    if not 1 <= len(_plain(reason)) <= 64 or len(_plain(message)) > 500:
+        raise Usage("--reason has 1 to 64 characters, --message at most 500")
+    async with database(common) as (_, pool), pool.acquire() as connection:
+        found = await restoring.survey(connection)
+        if not common.json:
+            _tell(found)
+        if not revoke_all and not nothing_lost:
+            if common.json:
+                show({**msgspec.to_builtins(found), "refused": found.doubtful}, as_json=True)
+            return DONE
+        if not yes:
+            _ask(f"End all {found.sessions} live sessions?" if revoke_all else "Go on as if nothing was lost?")
+        receipt, ended = "", 0
+        if revoke_all:
+            committed = await restoring.revoke_all(connection, reason=reason, message=message)
+            receipt, ended = committed.receipt, committed.sessions
+        else:
+            await restoring.nothing_lost(connection)
+    show({"origin": found.origin, "sessions_ended": ended, "receipt": receipt}, as_json=common.json)
+    return DONE
+
+
+def _tell(found: restoring.Survey) -> None:
+    shown = {
+        "database": f"{found.origin} (system identifier/timeline/table)",
+        "log kept in": found.vouched or "(no process has looked yet)",
+        "last row of the log": rfc3339(found.last_row_at),
+        "registered processes": found.processes,
+        "live sessions": f"{found.sessions} of {found.users} users",
+        "serve": "refuses" if found.doubtful else "starts",
+    }
+    show(shown, as_json=False)
+    say(
+        "API keys, passwords and disabled accounts are those of the backup, whatever is decided here: look at "
+        "`keys api list` and `users list`."
+    )
+
+
+def _ask(question: str) -> None:
+    """Usage unless a person agrees."""
+    if not sys.stdin.isatty():
+        raise Usage("nobody can be asked here: say --yes")
+    say(f"{question} Type yes:")
+    if sys.stdin.readline().strip() != "yes":
+        raise Usage("nothing was done")
 
 
 async def _write(connection: Connection, entry: log.Entry) -> int:

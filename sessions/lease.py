@@ -4,6 +4,7 @@
     t0 ─ sent ──────────────────────────────────────► pending (head, t0 + L) ── applied passes head ──► fresh_until
                  without registration ──► register       (dropped by every reply that lacks either)
                  without the pair     ──► rewind
+                 from a database that nobody vouches for ──► wait
 
 All times are the process's boottime. Not here: the statement and its connection (`renewal`), the rows (`memory`), what
 freezing means (the gateway).
@@ -43,6 +44,8 @@ class Head(NamedTuple):
     version: int = 1  # of the protocol
     chain: str = ""
     settled: bool = False  # some process has renewed against this server start for L + d (6b)
+    origin: str = ""  # which database this is
+    vouched: str = ""  # the one that the head row names: somebody remembers the log up to there (4d)
 
 
 class Unreadable(NamedTuple):
@@ -70,6 +73,7 @@ class Next(Enum):
     REGISTER = "register"  # 5b
     REWIND = "rewind"  # 4c
     REFUSE = "refuse"  # 6c: the cluster speaks another version
+    WAIT = "wait"  # 4d: this may be an older state of the database, and this process cannot tell
 
 
 class Lease:
@@ -81,6 +85,8 @@ class Lease:
         self.start = 0.0  # the server start that was renewed against last
         self.since = 0.0  # when its first reply came (6b)
         self.head: Head | None = None
+        self.origin = ""  # the database that was renewed against last while nobody doubted it
+        self.went_back = 0.0  # the server start under which this process found its way back (4c)
         self._pending: deque[tuple[Place, float]] = deque(maxlen=16)
 
     def receive(self, reply: Reply, *, sent: float, arrived: float) -> Next:
@@ -94,6 +100,11 @@ class Lease:
         if reply.head.version != PROTOCOL_VERSION:
             self._pending.clear()
             return Next.REFUSE
+        if reply.head.vouched not in ("", reply.head.origin) and not self.vouches(reply):
+            self._pending.clear()
+            return Next.WAIT
+        if reply.head.vouched in ("", reply.head.origin):
+            self.origin = reply.head.origin
         if reply.start != self.start:
             self.start, self.since = reply.start, arrived
         self.head, self.renewed_at = reply.head, sent
@@ -108,6 +119,10 @@ class Lease:
                 self.fresh_until = max(self.fresh_until, until)
         self._pending.clear()
         self._pending.extend(waiting)
+
+    def vouches(self, reply: Reply) -> bool:
+        """4d: whether this process has lived through the change of the database, and so remembers what it had."""
+        return self.origin not in ("", reply.head.origin) or self.went_back == reply.start
 
     def settled(self, now: float) -> bool:
         """6b: renewed against one and the same server start for L + d: no process lives on a lease of another one."""

@@ -215,6 +215,10 @@ class Memory:
         """Rows that are not on the chain, by place."""
         return sorted((self._known[id] for id in self._loose), key=lambda row: row.seq)
 
+    def rows(self) -> list[Row]:
+        """All that is remembered but the eras: those on the chain, then the loose."""
+        return [row for row, _ in self._chain if row.kind is not Kind.ERA] + self.loose()
+
     def lost(self, before: float) -> list[Row]:
         """4c: the rows to put back, when a statement sent at `before` named a head that is applied: what was known by
         then and is not on the chain was committed, and is not there any more."""

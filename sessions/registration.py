@@ -33,6 +33,12 @@ WHERE settled_start IS DISTINCT FROM pg_postmaster_start_time()
 AND extract(epoch FROM pg_postmaster_start_time())::float8 = $1
 """
 
+_VOUCH = """
+UPDATE revocation_head SET origin = $2 WHERE coalesce(origin, '') = $1 AND database_origin() = $2
+"""
+
+_DOUBT = "UPDATE revocation_head SET origin = 'lost' WHERE origin = $1"
+
 MARGIN = 1.0
 """Beyond L + d, before a process whose beat stands still is taken for dead (s)."""
 
@@ -114,3 +120,13 @@ async def remove_dead(connection: Connection, dead: Dead) -> bool:
 async def settle(connection: Connection, start: float) -> None:
     """6b: write down for all that this server start has been renewed against for L + d."""
     await connection.execute(_SETTLE, start)
+
+
+async def vouch(connection: Connection, before: str, origin: str) -> None:
+    """4d: write down for all that the log of this database was remembered across the change from `before`."""
+    await connection.execute(_VOUCH, before, origin)
+
+
+async def doubt(connection: Connection, origin: str) -> None:
+    """4d: the log of this database is older than what somebody remembers. Nobody vouches for it any more."""
+    await connection.execute(_DOUBT, origin)

@@ -51,6 +51,7 @@ SELECT EXISTS (SELECT FROM beat) AS registered,
     extract(epoch FROM clock_timestamp())::float8 AS now,
     h.seq AS head_seq, h.id AS head_id, h.era_id, h.lease_seconds, h.drift_seconds, h.protocol_version, h.chain,
     h.settled_start IS NOT DISTINCT FROM pg_postmaster_start_time() AS settled,
+    database_origin() AS origin, h.origin AS vouched,
     {COLUMNS}
 FROM revocation_head h
 LEFT JOIN LATERAL (SELECT * FROM revocation_log WHERE seq > $2 ORDER BY seq LIMIT {PAGE}) l ON true
@@ -61,6 +62,9 @@ _WHICH = f"""
 SELECT l.seq, l.id FROM unnest($1::bigint[], $2::uuid[], $3::uuid[]) AS p (seq, id, era)
 JOIN revocation_log l USING (seq, id) JOIN revocation_log e ON e.seq = p.seq - p.seq % {ERA} AND e.id = p.era
 """  # noqa: S608 - no value is put into the text
+
+LOST = "lost: the database has no row of the log that this process remembers"
+UNVOUCHED = "lost: the database may have been put back to an older state, and no process remembers the log (restore)"
 
 _SOON = 0.05  # after a renewal that brought news, so that it is acknowledged
 _SHORTEST = 0.02
@@ -89,6 +93,8 @@ class Renewal:
         self.renewals = 0
         self.failures = 0
         self.chain = ""
+        self.lost = False  # 4d: this process remembers what the database does not have
+        self._doubted = False
         self._open = connect
         self._applier = applier
         self._clock = clock
@@ -211,15 +217,25 @@ class Renewal:
                 self._on_reply(())
                 return _SOON
             case Next.REWIND:
-                await self._go_back(connection)
+                if await self._go_back(connection):
+                    self.lease.went_back = reply.start
+                    self.lost, self.why = False, ""
+                    self._on_reply(())
+                    return _SOON
+                await self._doubt(connection, reply.head)
+                return self._pause(news=0, behind=False)
+            case Next.WAIT:
+                self.why = UNVOUCHED
                 self._on_reply(())
-                return _SOON if self.why == "" else self._pause(news=0, behind=False)
+                return self._pause(news=0, behind=False)
             case Next.REFUSE:
                 self.why = f"the cluster speaks protocol version {reply.head.version}"
                 self._on_reply(())
                 return self._pause(news=0, behind=False)
             case Next.APPLY:
-                return self._apply(reply, sent)
+                pause = self._apply(reply, sent)
+                await self._vouch(connection, reply.head)
+                return pause
 
     def _apply(self, reply: Reply, sent: float) -> float:
         applier = self._applier
@@ -229,12 +245,13 @@ class Renewal:
         self.lease.settle(applier.memory)
         applier.prune()
         there = applier.memory.contains(reply.head.place)
+        self.lost = self._doubted = False
         self.why = "" if there else applier.blocked or "lease: behind the log"
         self._on_reply(applier.memory.lost(sent) if there else ())
         return self._pause(news=news, behind=len(reply.rows) == PAGE and not applier.blocked)
 
-    async def _go_back(self, connection: Connection) -> None:
-        """4c: to the newest place that the server still has. 4d: without one this process stays frozen."""
+    async def _go_back(self, connection: Connection) -> bool:
+        """4c: to the newest place that the server still has. False: there is none."""
         memory = self._applier.memory
         assert memory is not None  # noqa: S101 - a pair was sent
         places = memory.places()
@@ -245,11 +262,32 @@ class Renewal:
             place = last_present(page, [Place(r["seq"], r["id"].hex) for r in found])
             if place is not None:
                 self._applier.rewind(place)
-                self.why = ""
-                return
-        if not self.why.startswith("lost"):
-            log.critical("log_lost", floor=memory.floor.seq)
-        self.why = "lost: the database has no row of the log that this process remembers"
+                return True
+        return False
+
+    async def _doubt(self, connection: Connection, head: Head) -> None:
+        """4d: without a common row this process stays frozen until somebody vouches for what the database has, and
+        then begins anew, as one that was just started. The head row stops to vouch for it, so that no other starts."""
+        if head.vouched == head.origin and (self._doubted or self.lease.origin != head.origin):
+            lost = self._applier.begin_anew()
+            self.lease.origin, self.lost, self.why = "", False, "lease: begins anew"
+            self._on_reply(lost)
+            return
+        if not self.lost:
+            assert self._applier.memory is not None  # noqa: S101 - a pair was sent
+            log.critical("log_lost", floor=self._applier.memory.floor.seq)
+        self.lost, self.why = True, LOST
+        self._on_reply(())
+        if head.vouched == head.origin:
+            await self._patiently(registration.doubt(connection, head.origin))
+        self._doubted = True
+
+    async def _vouch(self, connection: Connection, head: Head) -> None:
+        """4d: whoever remembers, and has put back what was lost, says that this database may be served from."""
+        memory = self._applier.memory
+        if head.vouched != head.origin and not self.why and memory is not None and not memory.loose():
+            await self._patiently(registration.vouch(connection, head.vouched, head.origin))
+            log.warning("database_changed", before=head.vouched, now=head.origin)
 
     async def _read_all(self, connection: Connection) -> None:
         """The reads that wait, as far as a fifth of the lease goes."""
@@ -313,6 +351,8 @@ def _reply(records: Sequence[Any]) -> Reply:
         first["protocol_version"],
         first["chain"].hex,
         first["settled"],
+        first["origin"],
+        first["vouched"] or "",
     )
     rows = tuple(row_of(record) for record in records if record["seq"] is not None)
     return Reply(first["registered"], first["pair"], first["start"], first["now"], head, rows)

@@ -492,4 +492,5 @@ class Revocations:
             "policy_serve": float(self.policy == "serve"),
             "redis_up": float(self._hints.heard),
             "receipts_open": len(self._receipts),
+            "log_lost": float(self._renewal.lost),
         }

@@ -69,6 +69,10 @@ class Recorder:
     def rebase(self, limit: int) -> None:
         self.rebased.append(limit)
 
+    def part(self) -> None:
+        self._events.append(("parted", len(self.connections)))
+        self.connections.clear()
+
 
 class Listening(Pipe):
     """A command connection that notes what is published, and can be deaf or dumb."""

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import asyncpg
 import pytest
+from cyclopts import App
 from structlog.testing import capture_logs
 
 from config import commands as shared
 from config.settings import Settings
-from sessions import store
+from sessions import commands, store
 from sessions.commands import app
 from sessions.service import Opened, Sessions
 from tests.sessions.conftest import Logins, row_of
@@ -147,3 +148,56 @@ async def test_filters_are_only_text(run: Run, pool: asyncpg.Pool) -> None:
     code, out, _ = await run("list", "--user", METACHARACTERS, "--issuer", METACHARACTERS, "--json")
     assert (code, json.loads(out)["items"]) == (0, [])
     assert await store.count_live(pool, now=1.0) == 0
+
+
+@pytest.fixture
+def restore(run: Run, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command `restore`."""
+    own = App(name="run.py")
+    own.command(commands.restore, name="restore")
+
+    async def command(*arguments: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(shared.main, own, ("restore", *arguments))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+async def test_restore_says_what_it_would_end_and_changes_nothing(
+    restore: Run, login: Logins, sessions: Sessions, pool: asyncpg.Pool
+) -> None:
+    opened = [await login("alice"), await login("alice"), await login("bob")]
+    code, out, _ = await restore("--json")
+    body = json.loads(out)
+    assert (code, body["sessions"], body["users"], body["refused"]) == (0, 3, 2, False)
+    await pool.execute("UPDATE revocation_head SET origin = 'elsewhere/1/2'")
+    code, out, err = await restore()
+    assert code == 0
+    assert "3 of 2 users" in out
+    assert "refuses" in out
+    assert "API keys" in err
+    assert json.loads((await restore("--json"))[1])["refused"]
+    for wrong in (("--revoke-all", "--nothing-lost"), ("--revoke-all",), ("--revoke-all", "--yes", "--reason", "")):
+        assert (await restore(*wrong))[0] == 2
+    assert [await is_live(sessions, o) for o in opened] == [True, True, True]
+
+
+async def test_restore_ends_everyone_through_the_log_once(
+    restore: Run, login: Logins, sessions: Sessions, pool: asyncpg.Pool
+) -> None:
+    opened = [await login("alice"), await login("bob")]
+    await pool.execute("UPDATE revocation_head SET origin = 'elsewhere/1/2'")
+    code, out, _ = await restore("--revoke-all", "--yes", "--json", "--reason", "backup", "--message", METACHARACTERS)
+    body = json.loads(out)
+    assert (code, body["sessions_ended"]) == (0, 2)
+    assert [await is_live(sessions, o) for o in opened] == [False, False]
+    [row] = await pool.fetch("SELECT reason, message, receipt FROM revocation_log ORDER BY seq DESC LIMIT 1")
+    assert (row["reason"], row["message"], row["receipt"].hex) == ("backup", METACHARACTERS, body["receipt"])
+    assert await pool.fetchval("SELECT origin = database_origin() FROM revocation_head")
+    assert (
+        await pool.fetchval("SELECT detail->>'vouched' FROM audit WHERE action = 'database.restored'")
+        == "elsewhere/1/2"
+    )
+    await login("alice")
+    assert (await restore("--json"))[1].count('"sessions": 1')

@@ -377,3 +377,23 @@ async def test_serve_wants_the_migrations_applied(tmp_path: Path, empty_database
     async with run(tmp_path, "migrate", ready=False, environ=environ) as command:
         assert await command.ended(20) == 0
     await migrate.check(empty_database_url)
+
+
+async def test_serve_refuses_a_database_that_was_put_back(tmp_path: Path, database_url: str, redis_url: str) -> None:
+    await ask(database_url, "UPDATE revocation_head SET origin = 'another', lease_seconds = 0.2, drift_seconds = 0")
+    environ = serving(database_url, redis_url)
+    async with run(tmp_path, "serve", ready=False, environ=environ) as command:
+        assert await command.ended(20) == 65
+        assert "restore --revoke-all" in command.log.read_text()
+    async with run(tmp_path, "restore", "--revoke-all", ready=False, environ=environ) as command:
+        assert await command.ended(20) == 2  # nobody to ask
+    async with run(tmp_path, "restore", "--nothing-lost", "--yes", ready=False, environ=environ) as command:
+        assert await command.ended(20) == 0
+    async with run(tmp_path, "serve", "--workers", "1", ready=False, environ=environ) as command:
+        await command.serves_at()
+
+
+async def ask(url: str, query: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(query)
+    await connection.close()
