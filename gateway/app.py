@@ -41,6 +41,7 @@ from config.settings import Settings
 from gateway import metrics
 from gateway.api import Api
 from gateway.broker import Broker
+from gateway.caps import Caps
 from gateway.control import Control
 from gateway.history import History
 from gateway.node import Node, NodeError
@@ -164,6 +165,17 @@ class App:
                 secure=not self.dev,
             ),
         )
+        caps = await _started(
+            stack,
+            Caps(
+                self.pipe,
+                prefix=prefix,
+                node=self.name,
+                secret=settings.sessions.secret_key.get_secret_value().encode(),
+                users=settings.client.user_connection_limit,
+                addresses=settings.client.connections_per_address,
+            ),
+        )
         control = Control(self.pipe, self.bus, prefix=prefix, node=self.name)
         self.node = Node(
             settings,
@@ -176,6 +188,7 @@ class App:
             presence=Presence(self.pipe, prefix=prefix),
             registry=self.registry,
             control=control,
+            caps=caps,
             clock=clock,
             cookie=self.accounts.cookies.cookie_name,
             version=VERSION,
@@ -184,7 +197,7 @@ class App:
         await _started(stack, self.registry)  # from here on others see the node and ask it: it can answer
         await _started(stack, control)
         self.sampler = metrics.Sampler(
-            [self.node, self.revocations, self.sessions, self.accounts, self.bus, self.lag, self]
+            [self.node, self.revocations, self.sessions, self.accounts, self.bus, caps, self.lag, self]
         )
         self.web = self._web()
         stack.push_async_callback(_ended, asyncio.create_task(self.lag.watch(), name="loop lag"))

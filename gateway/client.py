@@ -232,7 +232,7 @@ class Client:
     )
 
     def __init__(self, id: str, *, address: str, handshake: Handshake | None, stale_at: float) -> None:
-        """`address` is what connections are counted by."""
+        """`address` is the one that this connection has a place of; "" where none is counted."""
         self.id = id
         self.address = address
         self.handshake = handshake

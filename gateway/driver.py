@@ -20,6 +20,7 @@ from config.redis import Unavailable
 from config.settings import Client as Settings
 from config.tasks import Tasks
 from gateway.broker import Broker
+from gateway.caps import Cap
 from gateway.channels import Channels, grant
 from gateway.client import (
     DUE_ABSOLUTE,
@@ -120,6 +121,7 @@ class Parts(NamedTuple):
     sessions: Sessions
     revocations: Revocations
     tasks: Tasks
+    places: Cap | None  # of a user, where they are counted
 
 
 class Driver:
@@ -252,8 +254,10 @@ class Driver:
     async def _connecting(self, peer: Peer, id: int, request: ConnectRequest) -> None:
         connected = await self._identify(peer, request)
         wishes = self._server_side(connected, request)
-        await self._others_of(connected.standing.user)
-        standing = await self._go_live(peer, connected.standing)
+        if self._parts.places is None or not connected.standing.user:
+            standing = await self._go_live(peer, connected.standing)
+        else:
+            standing = await self._go_live_in_place(peer, connected.standing, self._parts.places)
         if standing.idle:
             self._parts.sessions.seen(standing.sid, standing.idle)
         personal = self._settings.subscribe_to_user_personal_channel
@@ -306,18 +310,15 @@ class Driver:
         sid = new_sid(self._database_now())
         return Connected(Standing(sid, "", position.seq, position, "anonymous"))
 
-    async def _others_of(self, user: str) -> None:
-        """The limit of connections a user, over all nodes where they can be asked."""
-        limit = self._settings.user_connection_limit
-        if not limit or not user:
-            return
-        counts: Mapping[str, int] = {}
-        try:
-            counts = await self._parts.registry.user_connections([user])
-        except Unavailable as error:
-            log.info("user_limit_of_this_node_only", why=str(error))
-        if max(counts.get(user, 0), self._hub.current.users.count(user)) >= limit:
+    async def _go_live_in_place(self, peer: Peer, standing: Standing, places: Cap) -> Standing:
+        """As `_go_live`, in one of the places that the user has over all nodes."""
+        if not await places.take(standing.user):
             raise Disconnect(CONNECTION_LIMIT)
+        try:
+            return await self._go_live(peer, standing)
+        except BaseException:  # a cancellation too
+            places.release(standing.user)
+            raise
 
     async def _go_live(self, peer: Peer, standing: Standing) -> Standing:
         """9b: judge and go live in one synchronous block; where memory cannot judge, read again and come back."""
@@ -336,9 +337,6 @@ class Driver:
         if isinstance(verdict, Ended):
             raise SessionEnded(verdict)
         if verdict is None:
-            limit = self._settings.user_connection_limit
-            if limit and standing.user and self._hub.current.users.count(standing.user) >= limit:
-                raise Disconnect(CONNECTION_LIMIT)
             peer.become(standing, self._hub.clock(), self._database_now(), self._settings)
             self._hub.go_live(peer)
             self._parts.registry.opened(peer.sid, peer.user)

@@ -79,7 +79,6 @@ class Hub:
         self._ping = (ping_interval, pong_timeout)
         self._hold, self._max_hold = hold, max_hold
         self.current = self._generation()
-        self.addresses: dict[str, int] = {}  # open connections by address, strangers included
         self.total = 0  # open connections
         self.emptied = asyncio.Event()
         self.flush = Flush(self.gate, lambda: self.current, self._before_flush, self._after_flush)
@@ -96,6 +95,7 @@ class Hub:
         self.on_left: Callable[[Peer, Subscription], None] = lambda peer, sub: None
         self.on_gone: Callable[[Peer, Sequence[Subscription]], None] = lambda peer, subs: None
         self.on_empty: Callable[[str], None] = lambda channel: None
+        self.on_lost: Callable[[Peer], None] = lambda peer: None
         self.others_fresh: Callable[[], bool] = lambda: False
 
     def _generation(self) -> Generation:
@@ -182,7 +182,6 @@ class Hub:
         self.current.strangers.add(peer)
         self.total += 1
         self.emptied.clear()
-        self.addresses[peer.address] = self.addresses.get(peer.address, 0) + 1
         self.deadlines.set(peer, peer.next_deadline())
 
     def go_live(self, peer: Peer) -> None:
@@ -208,11 +207,8 @@ class Hub:
         self.total -= 1
         if not self.total:
             self.emptied.set()
-        left = self.addresses.get(peer.address, 1) - 1
-        if left:
-            self.addresses[peer.address] = left
-        else:
-            self.addresses.pop(peer.address, None)
+        if peer.address:
+            self.on_lost(peer)
         self._remove(peer)
 
     def leave(self, peer: Peer) -> None:

@@ -32,6 +32,7 @@ class Keys:
         self.prefix = prefix
         self.nodes = f"{prefix}:nodes"
         self.control = f"{prefix}:control"
+        self.caps = f"{prefix}:{{caps}}"
         self.channel = lru_cache(maxsize=10_000)(self._channel)
 
     def _channel(self, channel: str) -> ChannelKeys:

@@ -21,6 +21,7 @@ from config.redis import Unavailable
 from config.settings import Settings
 from config.tasks import Tasks
 from gateway.broker import Broker, StreamPosition
+from gateway.caps import Caps
 from gateway.channels import Channel, Channels, UnknownChannel
 from gateway.control import Control
 from gateway.driver import Driver, Parts, RpcCall, RpcHandler
@@ -78,6 +79,7 @@ class Node:
         presence: Presence,
         registry: Registry,
         control: Control,
+        caps: Caps,
         clock: Clock | None = None,
         cookie: str = "wardgate",
         version: str = "0.1.0",
@@ -92,7 +94,7 @@ class Node:
         self._began = time.monotonic()
         self._revocations = revocations
         self._broker, self._history, self._presence = broker, history, presence
-        self._registry, self._control = registry, control
+        self._registry, self._control, self._caps = registry, control, caps
         self._tasks = Tasks()
         self._channels = Channels(settings.channel, client)
         self.hub = Hub(
@@ -119,6 +121,7 @@ class Node:
             sessions,
             revocations,
             self._tasks,
+            caps.users,
         )
         self.driver = Driver(parts, client, version=version, rpc=self.on_rpc, single=self._end_others)
         self._orders = Orders(self.hub, self._joining, self._channels, control, client, revocations.database_now)
@@ -127,8 +130,7 @@ class Node:
             cookie=cookie,
             message_size_limit=settings.websocket.message_size_limit,
             stale_close_delay=client.stale_close_delay,
-            connection_limit=client.connection_limit,
-            connections_per_address=client.connections_per_address,
+            places=caps.addresses,
             admit=self._admit,
         )
         self._admissions = _Rate(client.connection_rate_limit)
@@ -146,6 +148,7 @@ class Node:
         hub.on_left = self._joining.left
         hub.on_gone = self._gone
         hub.on_empty = self._joining.unheard
+        hub.on_lost = self._lost
         hub.others_fresh = lambda: self._others_fresh
         broker.on_publication = hub.publication
         broker.on_join = hub.joined
@@ -205,9 +208,18 @@ class Node:
         }
 
     def _admit(self) -> bool:
-        return not self._draining and self._admissions.take(time.monotonic())
+        limit = self._settings.client.connection_limit
+        if self._draining or (limit and self.hub.total >= limit):
+            return False
+        return self._admissions.take(time.monotonic())
+
+    def _lost(self, peer: Peer) -> None:
+        if self._caps.addresses is not None:
+            self._caps.addresses.release(peer.address)
 
     def _gone(self, peer: Peer, subs: Sequence[Any]) -> None:
+        if self._caps.users is not None and peer.user:
+            self._caps.users.release(peer.user)
         self._registry.closed(peer.sid, peer.user)
         self._joining.gone(peer, subs)
 

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("flush",),
     ("hub",),
     ("broker", "history", "presence", "registry", "control"),
-    ("joining",),
+    ("joining", "caps"),
     ("orders", "driver"),
     ("transports",),
     ("node",),

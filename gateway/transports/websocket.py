@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from aiohttp import HttpVersion11, web
 
 from config.http import ORIGINS, Problem, address_prefix, client_address
+from gateway.caps import Cap
 from gateway.client import Handshake, new_client_id
 from gateway.hub import Hub
 from gateway.peers import Overseer, Peer
@@ -219,17 +220,16 @@ class WebSocketTransport:
         cookie: str,
         message_size_limit: int,
         stale_close_delay: float,
-        connection_limit: int,
-        connections_per_address: int,
+        places: Cap | None,
         admit: Callable[[], bool],
     ) -> None:
-        """`admit` is asked first: False refuses with 503 `busy`."""
+        """`places`: of an address, where they are counted. `admit` says last whether this node takes one more: False
+        refuses with 503 `busy`."""
         self._hub = hub
         self._cookie = cookie
         self._limit = message_size_limit
         self._stale = stale_close_delay
-        self._connection_limit = connection_limit
-        self._per_address = connections_per_address
+        self._places = places
         self._admit = admit
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -248,14 +248,36 @@ class WebSocketTransport:
         secret = self._secret(request)
         if not self._hub.gate.open():
             raise Problem("frozen", retry_after=1)
+        handshake = Handshake(secret, client_address(request), request.headers.get("User-Agent", ""))
+        if self._places is None:
+            self._switch(request, key, handshake)
+        else:
+            await self._switch_in_place(request, key, handshake, self._places)
+        return Switched(status=101)
+
+    async def _switch_in_place(self, request: web.Request, key: str, handshake: Handshake, places: Cap) -> None:
+        """As `_switch`, in one of the places that the address has over all nodes; without one the peer is closed."""
+        address = address_prefix(handshake.address)
+        taken = await places.take(address)
+        peer = None
+        try:
+            peer = self._switch(request, key, handshake, address if taken else "")
+        finally:
+            if peer is None and taken:
+                places.release(address)
+        if peer is not None and not taken:
+            self._hub.close(peer, CONNECTION_LIMIT)
+
+    def _switch(self, request: web.Request, key: str, handshake: Handshake, address: str = "") -> Peer | None:
+        """The 101, and a peer after it, with the place of `address`. None if the client has gone."""
         if not self._admit():
             raise Problem("busy", retry_after=1)
         protocol, encoding = _negotiated(request)
         transport = request.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(_switching(key, protocol))
-            self._take_over(request, transport, encoding, secret)
-        return Switched(status=101)
+        if transport is None or transport.is_closing():
+            return None
+        transport.write(_switching(key, protocol))
+        return self._take_over(request, transport, encoding, handshake, address)
 
     def _secret(self, request: web.Request) -> str | None:
         """The session cookie's value, if it counts: only with an Origin that is on the list, exactly.
@@ -275,15 +297,18 @@ class WebSocketTransport:
         return None
 
     def _take_over(
-        self, request: web.Request, transport: asyncio.Transport, encoding: WebSocketEncoding, secret: str | None
-    ) -> None:
+        self,
+        request: web.Request,
+        transport: asyncio.Transport,
+        encoding: WebSocketEncoding,
+        handshake: Handshake,
+        address: str,
+    ) -> Peer:
         """Put our protocol on the transport, and let aiohttp's believe that its connection is gone.
 
         It forgets the transport first, so that it closes nothing; its handler ends right after this.
         """
-        http = request.protocol
-        hub, origin = self._hub, client_address(request)
-        address = address_prefix(origin)
+        http, hub = request.protocol, self._hub
         transport.set_write_buffer_limits(high=0)
         peer = WebSocketPeer(
             transport,
@@ -291,11 +316,9 @@ class WebSocketTransport:
             encoding=encoding,
             limit=self._limit,
             address=address,
-            handshake=Handshake(secret, origin, request.headers.get("User-Agent", "")),
+            handshake=handshake,
             stale_at=hub.clock() + self._stale,
         )
-        full = self._connection_limit and hub.total >= self._connection_limit
-        crowd = self._per_address and hub.addresses.get(address, 0) >= self._per_address
         http.transport = None
         http.connection_lost(None)
         transport.set_protocol(peer)
@@ -304,8 +327,7 @@ class WebSocketTransport:
         if transport.get_write_buffer_size():
             peer.pause()
         hub.enter(peer)
-        if full or crowd:
-            hub.close(peer, CONNECTION_LIMIT)
+        return peer
 
 
 def _handshake_key(request: web.Request) -> str | None:

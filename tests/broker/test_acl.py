@@ -11,6 +11,7 @@ from auth.throttle import Throttle
 from config.clock import SystemClock
 from config.redis import Bus, Pipe, Refused
 from gateway.broker import Broker
+from gateway.caps import Caps
 from gateway.control import Control
 from gateway.history import History
 from gateway.presence import Presence
@@ -87,6 +88,15 @@ async def test_every_part_works_with_the_documented_user(
     await control.ask("who", b"")
     await control.tell("who", b"")
     await control.close()
+
+    for _ in range(2):
+        caps = Caps(pipe, prefix=PREFIX, node="n1", secret=b"a secret of more than 32 bytes, for keys", users=2)
+        await caps.start()
+        assert caps.users is not None
+        assert await caps.users.take("u")
+        caps.users.release("u")
+        assert await caps.users.take("v")
+        await caps.close()
 
     throttle = Throttle(pipe, prefix=PREFIX, secret=b"a secret of more than 32 bytes, for keys", clock=SystemClock())
     await throttle.register("192.0.2.1", 5)

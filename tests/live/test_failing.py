@@ -110,7 +110,7 @@ async def test_f12_with_the_database_away_a_connect_fails_for_now(worker: Worker
 
 async def test_the_limit_of_a_user_holds_on_this_node_while_redis_is_away(start: Start, fail: Fail) -> None:
     worker = await start(client={"user_connection_limit": 1})
-    fail(worker.app.registry, "user_connections", Unavailable("a test"))
+    fail(worker.node._caps, "_take", Unavailable("a test"))
     a = await worker.connect("1")
     b = await worker.ws()
     await b.send({"id": 1, "connect": {"token": token("1")}})
@@ -122,18 +122,53 @@ async def test_the_limit_of_a_user_holds_over_nodes_and_for_those_who_come_at_on
     one = await start(client={"user_connection_limit": 2})
     two = await start(client={"user_connection_limit": 2})
     raws = [await one.connect("1"), await one.connect("1")]
-    async with asyncio.timeout(5):  # the registry is told once a second
-        while (await two.app.registry.user_connections(["1"]))["1"] < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
     late = await two.ws()
     await late.send({"id": 1, "connect": {"token": token("1")}})
     assert await late.closed() == 3504
-    many = [await one.ws() for _ in range(6)]
+    many = [await node.ws() for _ in range(6) for node in (one, two)]
     for n, raw in enumerate(many):
         await raw.send({"id": 1, "connect": {"token": token("2", jti=str(n))}})
     await eventually(lambda: all(raw.code or raw.replies for raw in many))
-    assert sum(raw.code == 3504 for raw in many) == 4
+    assert sum(raw.code == 3504 for raw in many) == 10
     for raw in raws + many:
+        await raw.close()
+    again = await two.connect("1")  # their places are free
+    await again.close()
+
+
+async def test_a_connect_that_fails_after_it_took_a_place_gives_it_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start(client={"user_connection_limit": 1})
+
+    def broken(_standing: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.app.revocations, "judge_standing", broken)
+        a = await worker.ws()
+        assert (await a.ask(connect={"token": token("1")}))["error"] == INTERNAL
+    b = await worker.connect("1")
+    for raw in (a, b):
+        await raw.close()
+
+
+async def test_59_a_half_open_connection_frees_its_places_when_its_ping_is_not_answered(start: Start) -> None:
+    worker = await start(
+        client={
+            "user_connection_limit": 1,
+            "connections_per_address": 1,
+            "ping_interval": "1s",
+            "pong_timeout": "300ms",
+        }
+    )
+    silent = await worker.connect("1", pong=False)
+    refused = await worker.ws()
+    assert await refused.closed() == 3504
+    await eventually(lambda: worker.hub.total == 0, 10)
+    assert worker.node._caps.held == {}
+    b = await worker.connect("1")
+    for raw in (silent, b):
         await raw.close()
 
 
