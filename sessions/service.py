@@ -119,6 +119,7 @@ class Sessions:
         self._secrets: Batch[bytes, Reading] = Batch(self._load_secrets)
         self._sids: Batch[str, Reading] = Batch(self._load_sids)
         self._sights: Batch[store.Sight, Reading] = Batch(self._load_sights)
+        self._refresh_keys: Batch[str, bytes] = Batch(self._load_refresh_keys)
         self._by_secret: Cache[bytes] = Cache(size=CACHED, age=CACHED_FOR)
         self._by_sight: Cache[str] = Cache(size=CACHED, age=CACHED_FOR)
         self._activity = Activity(self._touch)
@@ -136,7 +137,7 @@ class Sessions:
             await self._activity.close()
         except Unavailable:
             log.warning("last_seen_not_written")
-        for batch in (self._secrets, self._sids, self._sights):
+        for batch in (self._secrets, self._sids, self._sights, self._refresh_keys):
             await batch.close()
 
     async def _tidy(self) -> None:
@@ -324,6 +325,10 @@ class Sessions:
         with translated():
             return await store.by_sids(self._pool, sids)
 
+    async def _load_refresh_keys(self, sids: Sequence[str]) -> Mapping[str, bytes]:
+        with translated():
+            return await store.refresh_keys(self._pool, sids)
+
     async def _load_sights(self, sights: Sequence[store.Sight]) -> Mapping[store.Sight, Reading]:
         # One row a sid: two tokens of one session that come in one turn are one sight, the older one's.
         distinct = {sight.sid: sight for sight in sorted(sights, key=lambda s: s.iat or 0.0, reverse=True)}
@@ -401,10 +406,12 @@ class Sessions:
     async def refresh(self, token: str, client: bytes) -> Refreshed:
         """Renew by a refresh token. `client` is `refresh.client_binding` of whoever presents it.
 
-        RefreshRefused for what is none of ours; SessionEnded when the session is over, and for theft, which ends it.
-        The position is the one of the statement that read session and head.
+        RefreshRefused for what is none of ours, before anything is locked: a flood of it costs shared reads.
+        SessionEnded when the session is over, and for theft, which ends it. The position is the one of the statement
+        that read session and head.
         """
         presented = refresh.read(token)
+        self._unsealed(await self._refresh_keys(presented.sid), presented)
         with translated():
             async with self._revocations.writing(actor="system") as writing:
                 outcome = await self._renew(writing, presented, client)
@@ -414,9 +421,9 @@ class Sessions:
 
     async def _renew(self, writing: Writing, presented: Presented, client: bytes) -> Refreshed | Ended:
         row = await store.lock_renewable(writing.connection, presented.sid)
-        key = self._unsealed(row, presented.sid)
-        if row is None or not presented.genuine(key):
+        if row is None:
             raise RefreshRefused
+        key = self._unsealed(row.sealed_key, presented)
         verdict = self.judge(row.reading)
         if isinstance(verdict, Ended):
             raise SessionEnded(verdict)
@@ -453,14 +460,18 @@ class Sessions:
         log.warning("refresh_token_reuse", sid=session.sid, user=session.subject.id)
         return Ended(REVOKED, "token_reuse", at=self.now())
 
-    def _unsealed(self, row: store.Renewable | None, sid: str) -> bytes:
-        if row is None or row.sealed_key is None:
+    def _unsealed(self, sealed: bytes | None, presented: Presented) -> bytes:
+        """The session's key, if it made the presented token."""
+        if sealed is None:
             raise RefreshRefused
         try:
-            return self._sealer.open(row.sealed_key, sid)
+            key = self._sealer.open(sealed, presented.sid)
         except Unsealable:
-            log.warning("session_key_not_unsealed", sid=sid)
+            log.warning("session_key_not_unsealed", sid=presented.sid)
             raise RefreshRefused from None
+        if not presented.genuine(key):
+            raise RefreshRefused
+        return key
 
     # -- activity
 

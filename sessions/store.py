@@ -278,6 +278,14 @@ ORDER BY s.sid LIMIT $3::bigint FOR NO KEY UPDATE OF s
 # -- refresh
 
 
+async def refresh_keys(connection: Executor, sids: Sequence[str]) -> Mapping[str, bytes]:
+    """The sealed keys of those sessions that have one. Locks nothing."""
+    return {record["sid"]: record["refresh_key"] for record in await connection.fetch(_REFRESH_KEYS, sids)}
+
+
+_REFRESH_KEYS = "SELECT sid, refresh_key FROM sessions WHERE sid = ANY($1::text[]) AND refresh_key IS NOT NULL"
+
+
 class Renewable(NamedTuple):
     """A locked session with what its refresh tokens are judged by."""
 

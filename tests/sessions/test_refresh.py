@@ -1,6 +1,7 @@
 """Renewing a session: one generation at a time, the same successor for a lost reply, and the end for a thief."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -79,6 +80,31 @@ async def test_18_a_dump_of_the_database_forges_nothing(sessions: Sessions, open
         with pytest.raises(RefreshRefused):
             await sessions.refresh(refresh.write(key, opened.reading.session.sid, 1), ALICE)
     assert not await is_over(sessions, opened)
+
+
+async def test_made_up_tokens_opened_transactions_and_waited_for_the_sessions_row(
+    sessions: Sessions, opened: Opened, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of them costs one statement a loop turn, and no lock, whether there is such a session or not."""
+    sid, statements = opened.reading.session.sid, list[int]()
+    cookie = ids.new_sid(0.0)
+    read = store.refresh_keys
+
+    async def counted(executor: store.Executor, sids: Sequence[str]) -> Mapping[str, bytes]:
+        statements.append(len(sids))
+        return await read(executor, sids)
+
+    monkeypatch.setattr(store, "refresh_keys", counted)
+    monkeypatch.setattr(sessions._revocations, "writing", None)
+    made_up = [refresh.write(refresh.new_key(), sid, n) for n in range(100)]
+    made_up += [refresh.write(refresh.new_key(), ids.new_sid(float(n)), 1) for n in range(100)]
+    made_up += [refresh.write(b"", cookie, 0)]
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT FROM sessions WHERE sid = $1 FOR UPDATE", sid)
+        tries = (sessions.refresh(token, ALICE) for token in made_up)
+        answers = await asyncio.wait_for(asyncio.gather(*tries, return_exceptions=True), 5)
+    assert {type(answer) for answer in answers} == {RefreshRefused}
+    assert len(statements) == 1
 
 
 async def test_19_twenty_parallel_refreshes_give_one_generation(
