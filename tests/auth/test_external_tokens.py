@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from auth import jwks
 from auth.errors import AnonymousNotAllowed, TokenExpired, TokenInvalid
-from auth.external import ConnectToken, ExternalTokens, ServerSub, SubscriptionGrant
+from auth.external import AHEAD, ConnectToken, ExternalTokens, ServerSub, SubscriptionGrant
 from auth.jwks import BadKey, KeySet, fetch_guarded, parse_set
 from auth.tokens import UnknownKey, apart, digest
 from config.clock import FakeClock
@@ -66,6 +66,17 @@ def hs_raw(payload: str | bytes, header: str = '{"alg":"HS256","typ":"JWT"}') ->
 
 
 bench = Bench()
+
+
+def test_sec_32_an_issuers_clock_may_be_ahead_but_not_by_more_than_a_minute() -> None:
+    bench = Bench()
+    token = hs({"sub": "42", "exp": NOW + 7200, "iat": NOW + 3600})
+    bench.refused(token)
+    bench.now = NOW + 3600 - AHEAD
+    assert bench.connect(token).session.iat == NOW + 3600
+    grant = hs({"sub": "42", "channel": "c", "iat": NOW + 7200})
+    with pytest.raises(TokenInvalid):
+        bench.subscribe(grant)
 
 
 # -- the reference's tokens
@@ -179,6 +190,8 @@ def test_proto_17_what_is_no_token_is_invalid() -> None:
         hs(good | {"exp": [1]}),
         hs(good | {"iat": -5}),
         hs(good | {"iat": 1e300}),
+        hs(good | {"iat": NOW + AHEAD + 1}),
+        hs(good | {"iat": NOW + 3600, "exp": NOW + 7200}),
         hs(good | {"nbf": "soon"}),
         hs(good | {"expire_at": 1.5}),
         hs(good | {"expire_at": 10**30}),

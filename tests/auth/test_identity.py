@@ -101,6 +101,13 @@ async def test_sec_29_a_token_of_a_revoked_session_is_refused_at_once(house: Hou
     assert (answer.status, answer.code, answer.json["reason"]) == (401, "session_ended", "stolen laptop")
 
 
+async def test_a_token_from_the_future_connected_after_its_users_revocation(house: House, identity: Identity) -> None:
+    await identity.connect(external(jti="first"))
+    await end(house, kind=Kind.USER, subject="42", reason="fraud")
+    with pytest.raises(TokenInvalid):
+        await identity.connect(external(iat=int(time.time()) + 3600, exp=int(time.time()) + 7200))
+
+
 async def test_an_expired_token_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     token = (await house.register()).json["access_token"]
     now = house.revocations.database_now()

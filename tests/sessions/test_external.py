@@ -131,6 +131,23 @@ async def test_a_token_from_before_a_revocation_is_over_and_one_from_after_lives
     assert await sessions.admit(new) is new
 
 
+async def test_a_token_from_a_little_ahead_is_over_by_what_came_after_its_first_sight(
+    sessions: Sessions, login: Logins, pool: asyncpg.Pool
+) -> None:
+    """Not by its `iat` alone: it is born with the head as it was seen, whatever is committed before `iat` comes."""
+    ahead = sessions.now() + 50
+    reading = await sessions.external(token(iat=ahead))
+    assert reading.session.born == reading.position.seq
+    await login.end(kind=Kind.USER, subject="42", reason="r")
+    assert await committed_at(pool, await pool.fetchval("SELECT seq FROM revocation_head")) < ahead
+    sessions._by_sight.drop(reading.session.sid)
+    again = await sessions.external(token(iat=ahead))
+    assert again.session.born == reading.session.born
+    for one in (reading, again):
+        with pytest.raises(SessionEnded):
+            await sessions.admit(one)
+
+
 async def test_without_iat_a_revoked_user_stays_out(sessions: Sessions, login: Logins) -> None:
     before = await sessions.external(token(jti="before"))
     assert before.session.born == 0
