@@ -28,8 +28,8 @@ MAX_USER = 512
 _TYPES = frozenset({"", "jwt", "at+jwt", "application/at+jwt"})
 _LAST = float(1 << 40)
 AHEAD = 60.0
-"""How far (s) `iat` may lie ahead of the database's clock. An issuer whose clock is ahead by so much has tokens that were
-made before a revocation count as made after it; so no more than this."""
+"""How far (s) `iat` may lie ahead of the database's clock. Where an issuer's clock is ahead, tokens made before a
+revocation count as made after it; so no more than this."""
 
 Number = int | float
 
