@@ -24,6 +24,7 @@ COMMANDS = (
     ("sessions", "sessions.commands:app", "List live sessions, look at one, and end them."),
     ("restore", "sessions.commands:restore", "Decide what follows after PostgreSQL was restored."),
     ("keys", "auth.commands:keys", "Signing keys and API keys."),
+    ("jobs", "sessions.jobs:app", "Work that is done later: list it, try it again, drop it."),
     ("token", "auth.commands:token", "Make a token, to try things out."),
 )
 

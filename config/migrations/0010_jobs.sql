@@ -16,3 +16,4 @@ CREATE TABLE jobs (
 
 CREATE INDEX jobs_due ON jobs (run_at) WHERE dead_at IS NULL;
 CREATE INDEX jobs_dead ON jobs (dead_at, id) WHERE dead_at IS NOT NULL;
+CREATE INDEX jobs_by_time ON jobs (created_at, id);

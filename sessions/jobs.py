@@ -1,0 +1,228 @@
+"""Jobs as admins see them: listed, tried again, dropped. Each of these deeds is a row of the audit.
+
+The queue itself is `config.jobs`. Here are the route handlers and the command `jobs`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from cyclopts import App, Parameter
+
+from config import jobs as queue
+from config.commands import COMMON, Common, database, show
+from config.database import Connection, Pool
+from config.errors import Failure, Usage
+from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from sessions import audit
+from sessions.errors import translated
+
+State = Literal["waiting", "dead"]
+
+
+class JobFilter(Paging, frozen=True, forbid_unknown_fields=True):
+    """`state`: "waiting" for those that will be done, "dead" for those that were given up."""
+
+    kind: str = ""
+    state: Literal["", "waiting", "dead"] = ""
+
+
+class JobView(msgspec.Struct, frozen=True):
+    """`due_at`: when it is tried next; null when it is dead. `error` is how the last attempt failed."""
+
+    id: str
+    kind: str
+    state: State
+    created_at: str
+    due_at: str | None
+    attempts: int
+    error: str
+    payload: Any
+
+
+class JobViews(msgspec.Struct, frozen=True):
+    items: list[JobView]
+    next: str
+
+
+def view(job: queue.Found) -> JobView:
+    return JobView(
+        job.id,
+        job.kind,
+        "waiting" if job.dead_at is None else "dead",
+        rfc3339(job.created_at),
+        rfc3339(job.run_at) if job.dead_at is None else None,
+        job.attempts,
+        job.error,
+        job.payload,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Who asks, for the audit."""
+
+    actor: str
+    sid: str = ""
+    address: str = ""
+
+
+async def again(connection: Connection, id: str, deed: Deed) -> bool:
+    """Try a dead one again at once, or a waiting one now; whether it is there."""
+    return await _changed(connection, "job.retried", await queue.again(connection, id), deed)
+
+
+async def drop(connection: Connection, id: str, deed: Deed) -> bool:
+    """Delete it; whether it was there. One that is being done now may still have its effect."""
+    return await _changed(connection, "job.dropped", await queue.drop(connection, id), deed)
+
+
+async def _changed(connection: Connection, action: str, job: queue.Found | None, deed: Deed) -> bool:
+    if job is None:
+        return False
+    detail = {"kind": job.kind, "attempts": job.attempts, "error": job.error}
+    target = f"job:{job.id}"
+    await audit.append(
+        connection, action, actor=deed.actor, target=target, sid=deed.sid, address=deed.address, detail=detail
+    )
+    return True
+
+
+class JobRoutes:
+    """The handlers. `jobs` is woken when there is something to do again."""
+
+    def __init__(self, pool: Pool, jobs: queue.Jobs) -> None:
+        self._pool = pool
+        self._jobs = jobs
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET",
+                "/admin/jobs",
+                self.page,
+                "Work that waits or was given up, newest first",
+                query=JobFilter,
+                result=JobViews,
+                access="admin",
+                scope="jobs",
+                tag="admin",
+            ),
+            Route(
+                "POST",
+                "/admin/jobs/{id}/retry",
+                self.retry,
+                "Try a job again now",
+                body=Nothing,
+                access="admin",
+                scope="jobs",
+                errors=("not_found",),
+                tag="admin",
+            ),
+            Route(
+                "DELETE",
+                "/admin/jobs/{id}",
+                self.drop,
+                "Drop a job",
+                access="admin",
+                scope="jobs",
+                errors=("not_found",),
+                tag="admin",
+            ),
+        ]
+
+    async def page(self, call: Call[None, JobFilter]) -> JobViews:
+        query = call.query
+        dead = None if not query.state else query.state == "dead"
+        with translated():
+            items, cursor = await queue.page(
+                self._pool, plain("kind", query.kind), dead, limit=query.bounded(), after=_cursor(query.after)
+            )
+        return JobViews([view(job) for job in items], queue.write_cursor(cursor))
+
+    async def retry(self, call: Call[Nothing, Nothing]) -> None:
+        with translated():
+            async with self._pool.acquire() as connection, connection.transaction():
+                if not await again(connection, _id(call), _deed(call)):
+                    raise Problem("not_found")
+        self._jobs.wake()
+
+    async def drop(self, call: Call[None, Nothing]) -> None:
+        with translated():
+            async with self._pool.acquire() as connection, connection.transaction():
+                if not await drop(connection, _id(call), _deed(call)):
+                    raise Problem("not_found")
+
+
+def _id(call: Call[Any, Any]) -> str:
+    try:
+        return str(UUID(call.path("id")))
+    except ValueError:
+        raise Problem("not_found") from None
+
+
+def _deed(call: Call[Any, Any]) -> Deed:
+    return Deed(call.who.name, call.who.sid or "", call.address)
+
+
+def _cursor(after: str) -> queue.Cursor | None:
+    try:
+        return queue.read_cursor(after)
+    except ValueError:
+        raise invalid("after", "the `next` of the page before") from None
+
+
+# -- the command
+
+app = App(name="jobs", help="Work that is done later: list it, try it again, drop it.")
+_COLUMNS = ("id", "kind", "state", "created_at", "due_at", "attempts", "error")
+
+
+@app.command(name="list")
+async def list_jobs(
+    *,
+    kind: Annotated[str, Parameter(help="Only of this kind.")] = "",
+    dead: Annotated[bool, Parameter(help="Only those that were given up.", negative=())] = False,
+    limit: Annotated[int, Parameter(help="At most so many, newest first.")] = 50,
+    after: Annotated[str, Parameter(help="The `next` of the page before.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """Jobs that wait or were given up, newest first."""
+    if not 1 <= limit <= 1000:
+        raise Usage("--limit is a number from 1 to 1000")
+    try:
+        cursor = queue.read_cursor(after)
+    except ValueError:
+        raise Usage("--after is the `next` of the page before") from None
+    async with database(common) as (_, pool):
+        items, following = await queue.page(pool, kind, True if dead else None, limit=limit, after=cursor)
+    rows: Sequence[Mapping[str, Any]] = [msgspec.structs.asdict(view(job)) for job in items]
+    if common.json:
+        show({"items": rows, "next": queue.write_cursor(following)}, as_json=True)
+    else:
+        show(rows, as_json=False, columns=_COLUMNS)
+
+
+@app.command(name="retry")
+async def retry_job(id: str, *, common: Common = COMMON) -> None:
+    """Try a job again now."""
+    await _from_the_command(id, again, "retried", common)
+
+
+@app.command(name="drop")
+async def drop_job(id: str, *, common: Common = COMMON) -> None:
+    """Delete a job."""
+    await _from_the_command(id, drop, "dropped", common)
+
+
+async def _from_the_command(id: str, change: Any, done: str, common: Common) -> None:
+    try:
+        wanted = str(UUID(id))
+    except ValueError:
+        raise Usage(f"{id!r} is no job's id") from None
+    async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
+        if not await change(connection, wanted, Deed("cli")):
+            raise Failure(f"there is no job {id!r}")
+    show({"id": wanted, "state": done}, as_json=common.json)
