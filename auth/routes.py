@@ -36,11 +36,13 @@ from config.http import (
     require_same_origin,
     rfc3339,
 )
+from config.jobs import Jobs
 from config.redis import Pipe
 from config.settings import Settings
 from sessions import cookies
 from sessions.admin import Registry, RevocationRoutes
 from sessions.cookies import CookieStorage
+from sessions.jobs import JobRoutes
 from sessions.model import Reading
 from sessions.refresh import client_binding
 from sessions.revocations import Receipt, Revocations
@@ -415,6 +417,8 @@ class Accounts:
             api_keys=self.api_keys,
             idle=settings.sessions.idle,
         )
+        self.jobs = Jobs(pool, node=revocations.node)
+        self._jobs = JobRoutes(pool, self.jobs)
         self._accounts = AccountRoutes(self.people, sessions, self.tokens, self.keys)
         self.cookies = CookieStorage(sessions, secure=secure)
 
@@ -422,8 +426,10 @@ class Accounts:
         """After sessions. Raises KeysUnreadable when the signing keys are sealed with an unknown secret."""
         await self.keys.start()
         await self.people.start()
+        self.jobs.start()
 
     async def close(self) -> None:
+        await self.jobs.close()
         await self.people.close()
         await self.api_keys.close()
         await self.keys.close()
@@ -431,9 +437,11 @@ class Accounts:
 
     def mount(self, app: web.Application) -> None:
         """Serve what is about accounts, sessions and revocations."""
-        for room in (self._accounts, self._sessions, self._revocations):
+        for room in (self._accounts, self._sessions, self._revocations, self._jobs):
             mount(app, room.routes())
 
     def figures(self) -> Mapping[str, float]:
         """For the metrics."""
-        return self.passwords.figures() | {"background_failures": self.people.failures + self.api_keys.failures}
+        jobs = self.jobs.figures()
+        failures = self.people.failures + self.api_keys.failures + jobs["background_failures"]
+        return {**jobs, **self.passwords.figures(), "background_failures": failures}

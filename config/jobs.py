@@ -37,6 +37,9 @@ COUNT_EVERY: Final = 15.0
 """Seconds between two counts of what waits, which stop at COUNTED."""
 COUNTED: Final = 100_000
 
+STATEMENT: Final = 3.0
+"""Seconds that a statement of ours has to end when the process does."""
+
 _ERROR: Final = 300
 _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _uniform = random.SystemRandom().uniform
@@ -149,6 +152,9 @@ class Jobs:
         self._outcomes: list[_Outcome] = []
         self._wake = asyncio.Event()
         self._tasks = Tasks()
+        self._running: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._count_at = 0.0
         self._figures = dict.fromkeys(("jobs_done", "jobs_failed", "jobs_waiting", "jobs_dead"), 0)
 
     def add(self, name: str, kind: Kind) -> None:
@@ -158,11 +164,14 @@ class Jobs:
         self._kinds[name] = kind
 
     def start(self) -> None:
-        self._tasks.keep("jobs", self._run)
-        self._tasks.keep("jobs: count", self._count)
+        self._running = self._tasks.keep("jobs", self._run)
 
     async def close(self) -> None:
         """What is being done is cancelled and comes due at once, for another process."""
+        self._stopping = True
+        self._wake.set()
+        if self._running is not None:  # a statement of its own ends rather than being cut off
+            await asyncio.wait([self._running], timeout=STATEMENT)
         await self._tasks.close()
         for task in self._working:
             task.cancel()
@@ -185,17 +194,18 @@ class Jobs:
 
     async def _run(self) -> None:
         begun = False
-        while True:
+        while not self._stopping:
             self._wake.clear()
             try:
                 if not begun:
                     await self._pool.execute(_PERIODIC, [name for name, kind in self._kinds.items() if kind.every])
                     begun = True
                 more = await self._turn()
+                await self._count()
             except _AWAY as error:
                 log.warning("jobs_wait", error=f"{type(error).__name__}: {error}")
                 more = False
-            if not more:
+            if not more and not self._stopping:
                 await self._rest()
 
     async def _turn(self) -> bool:
@@ -272,13 +282,12 @@ class Jobs:
         del self._outcomes[: len(outcomes)]
 
     async def _count(self) -> None:
-        while True:
-            try:
-                record = await self._pool.fetchrow(_COUNT, COUNTED)
-                self._figures |= {} if record is None else dict(record)
-            except _AWAY as error:
-                log.warning("jobs_not_counted", error=type(error).__name__)
-            await asyncio.sleep(COUNT_EVERY * _uniform(0.75, 1.25))
+        now = asyncio.get_running_loop().time()
+        if now < self._count_at:
+            return
+        self._count_at = now + COUNT_EVERY
+        record = await self._pool.fetchrow(_COUNT, COUNTED)
+        self._figures |= {} if record is None else dict(record)
 
 
 def _is_cancelled() -> bool:

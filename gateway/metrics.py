@@ -35,6 +35,8 @@ COUNTERS: Mapping[str, str] = {
     "clock_steps": "Steps of the database's clock against ours of more than 2 s",
     "bus_reconnects": "Times that the pub/sub connection was made again",
     "bus_malformed": "Frames on the bus that could not be read",
+    "jobs_done": "Jobs that were done",
+    "jobs_failed": "Attempts at a job that failed",
     "background_failures": "Background tasks that ended by an error and were started again",
 }
 
@@ -54,6 +56,8 @@ GAUGES: Mapping[str, tuple[str, Mode]] = {
     "loop_lag_seconds": ("How late the event loop ran its last timer, of the worst node", "livemax"),
     "hash_queue": ("Password hashes that wait or run", "livesum"),
     "log_lost": ("Nodes that remember rows of the log which the database does not have", "livesum"),
+    "jobs_waiting": ("Jobs that wait or are being done, in the whole cluster, up to 100,000", "livemax"),
+    "jobs_dead": ("Jobs that were given up and wait for an admin, in the whole cluster", "livemax"),
     "receipts_open": ("Receipts that this node is confirming", "livesum"),
 }
 
