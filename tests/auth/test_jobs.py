@@ -111,6 +111,7 @@ async def test_the_command_lists_retries_and_drops(
 
     await put(pool, "test.later", 1, 2, delay=600)
     await pool.execute("UPDATE jobs SET dead_at = now(), error = 'no' WHERE payload = '2'")
+    body: Any
     code, body = await run("list", "--dead", "--json")
     [dead] = body["items"]
     assert (code, dead["payload"], dead["state"], dead["error"]) == (0, 2, "dead", "no")
