@@ -6,6 +6,7 @@ I/O where memory suffices; whether their session lives is asked of `sessions.rev
 This module reads no tables and hashes no passwords: tokens, external issuers, API keys and sessions do.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,11 +15,11 @@ import msgspec
 from aiohttp import web
 
 from auth.api_keys import ApiKeys
-from auth.errors import SessionEnded, TokenExpired, TokenInvalid
+from auth.errors import SessionEnded, TokenExpired, TokenInvalid, Unavailable
 from auth.external import ConnectToken, ExternalTokens, ServerSub, SubscriptionGrant
 from auth.jws import Parts
 from auth.keys import Keys
-from auth.tokens import AccessTokens, Claims, Remembered, UnknownKey, apart, digest
+from auth.tokens import AccessTokens, Claims, Lapsed, Remembered, UnknownKey, apart, digest
 from config.http import Caller, Problem, client_address
 from sessions import cookies, ids
 from sessions.errors import ExternalRefused
@@ -128,7 +129,10 @@ class Identity:
 
         Raises TokenExpired, TokenInvalid, SessionEnded.
         """
-        known = self._verified(token)
+        try:
+            known = self._verified(token)
+        except Lapsed:
+            return None
         if isinstance(known, Claims):
             return self._judged(known)
         if isinstance(known, ConnectToken) and not known.session.subject:
@@ -151,9 +155,13 @@ class Identity:
         return Connected(self._sessions.standing(await self._sessions.admit(reading)))
 
     async def _token(self, token: str, address: str, device: str) -> Connected:
-        known = self._verified(token)
-        if isinstance(known, Parts):
-            known = await self._verify_after_look(token, known)
+        try:
+            known = self._verified(token)
+            if isinstance(known, Parts):
+                known = await self._verify_after_look(token, known)
+        except Lapsed as lapsed:
+            await self._raise_end(lapsed.claims)
+            raise
         if isinstance(known, Claims):
             return self._judged(known) or await self._read(known)
         if not known.session.subject:
@@ -208,6 +216,17 @@ class Identity:
             raise TokenInvalid("a session of someone else")
         self._readings.keep(claims.sid, reading)
         return self._of_reading(claims, reading)
+
+    async def _raise_end(self, claims: Claims) -> None:
+        """SessionEnded if the session of an expired token is known to be over: so whoever comes back after a revocation
+        is told that, and not to fetch another token first. It is no activity, and what is not known is no end."""
+        verdict = self._revocations.judge(claims.sid, claims.sub, claims.born, claims.position)
+        if not isinstance(verdict, Ended):
+            with contextlib.suppress(Unavailable):
+                reading = await self._sessions.by_sid(claims.sid)
+                verdict = reading and self._sessions.judge(reading)
+        if isinstance(verdict, Ended):
+            raise SessionEnded(verdict)
 
     def _of_reading(self, claims: Claims, reading: Reading) -> Connected:
         """The session as it was read; that a token speaks for it is the token's, whatever the session began as."""

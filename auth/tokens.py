@@ -60,6 +60,15 @@ class UnknownKey(TokenInvalid):
     """A token in our form whose key this process has not read (yet)."""
 
 
+class Lapsed(TokenExpired):
+    """One of ours that was good until its `exp`. Its claims are good for asking whether its session has ended, and for
+    nothing else."""
+
+    def __init__(self, claims: Claims) -> None:
+        super().__init__()
+        self.claims = claims
+
+
 class Remembered(dict[K, T]):
     """What was found out lately, the oldest dropped first."""
 
@@ -130,7 +139,7 @@ class AccessTokens:
         return parts.header.get("typ") == TYPE and _issuer_of(parts.payload) == self._issuer
 
     def recall(self, key: bytes) -> Claims | None:
-        """The claims of a token that was verified before, by its `digest`, if it is good now. TokenExpired."""
+        """The claims of a token that was verified before, by its `digest`, if it is good now. Lapsed, TokenInvalid."""
         claims = self._remembered.get(key)
         if claims is None:
             return None
@@ -141,7 +150,7 @@ class AccessTokens:
     def verify(self, key: bytes, parts: Parts) -> Claims:
         """The claims of a token of ours that is good now; remembered under its `digest`. No I/O.
 
-        TokenExpired, TokenInvalid; UnknownKey when its key may have been made since the table was read (`Keys.look`).
+        Lapsed, TokenInvalid; UnknownKey when its key may have been made since the table was read (`Keys.look`).
         """
         claims = self._verify(parts)
         self._remembered.keep(key, claims)
@@ -149,7 +158,7 @@ class AccessTokens:
 
     def _timely(self, claims: Claims) -> Claims:
         if claims.exp <= self._now():
-            raise TokenExpired
+            raise Lapsed(claims)
         return claims
 
     def _verify(self, parts: Parts) -> Claims:

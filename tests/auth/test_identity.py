@@ -18,7 +18,8 @@ from auth.identity import Connected, Identity
 from auth.keys import key_sealer
 from config.http import Caller, Problem
 from config.settings import Settings, with_values
-from sessions.model import DISABLED, REVOKED, Kind, Position
+from sessions.errors import Unavailable
+from sessions.model import DISABLED, EXPIRED, REVOKED, Kind, Position
 from sessions.revocations import Again, Entry, Revocations
 from tests.auth.conftest import House, build, secret_of
 
@@ -114,6 +115,73 @@ async def test_an_expired_token_says_so(house: House, monkeypatch: pytest.Monkey
     monkeypatch.setattr(house.accounts.tokens, "_now", lambda: now + 601)
     answer = await house.call("GET", "/auth/me", token=token)
     assert (answer.status, answer.code) == (401, "token_expired")
+
+
+async def test_an_expired_token_of_a_session_that_ended_was_sent_for_another_token(
+    house: House, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connect after the end gets the code of the end, also with the token that has expired meanwhile."""
+    tokens = [(await house.register(f"{n}@example.org")).json for n in range(4)]
+    revoked, disabled, logged_out, live = (made["access_token"] for made in tokens)
+    await end(house, kind=Kind.SESSION, sid=tokens[0]["session"]["sid"], reason="stolen")
+    await end(house, kind=Kind.USER, subject=tokens[1]["user"]["id"], code=DISABLED)
+    await house.call("POST", "/auth/logout", {}, token=logged_out)
+    now = house.revocations.database_now()
+    monkeypatch.setattr(house.accounts.tokens, "_now", lambda: now + 601)
+    for token, code in ((revoked, REVOKED), (disabled, DISABLED), (logged_out, REVOKED)):
+        for forget in (False, True):  # from memory, and from PostgreSQL
+            with monkeypatch.context() as patched:
+                if forget:
+                    patched.setattr(house.revocations, "judge", lambda *_: Again.BELOW_FLOOR)
+                assert identity.try_connect(token) is None
+                with pytest.raises(SessionEnded) as caught:
+                    await identity.connect(token)
+                assert caught.value.ended.code == code
+    answer = await house.call("GET", "/auth/me", token=revoked)
+    assert (answer.status, answer.code) == (401, "session_ended")
+    with pytest.raises(TokenExpired):
+        await identity.connect(live)
+
+
+async def test_an_expired_token_of_an_idle_session_tells_its_end(
+    house: House, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await house.register()).json
+    await house.pool.execute("update sessions set last_seen_at = last_seen_at - interval '15 days'")
+    now = house.revocations.database_now()
+    monkeypatch.setattr(house.accounts.tokens, "_now", lambda: now + 601)
+    with pytest.raises(SessionEnded) as caught:
+        await identity.connect(made["access_token"])
+    assert (caught.value.ended.code, caught.value.ended.reason) == (EXPIRED, "idle")
+
+
+async def test_an_expired_token_does_nothing_else(
+    house: House, identity: Identity, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no activity, tells no end of another's session, and where nothing can be known it has expired."""
+    alice, bob = (await house.register()).json, (await house.register("bob@example.org")).json
+    read = identity._sessions.by_sid
+    before = await pool.fetch("select sid, last_seen_at from sessions order by sid")
+    now = house.revocations.database_now()
+    monkeypatch.setattr(house.accounts.tokens, "_now", lambda: now + 601)
+    monkeypatch.setattr(identity._sessions, "seen", None)
+    monkeypatch.setattr(identity._sessions, "standing", None)
+    await end(house, kind=Kind.SESSION, sid=bob["session"]["sid"], reason="stolen")
+
+    async def away(sid: str) -> None:
+        raise Unavailable
+
+    for by_sid in (read, away):
+        monkeypatch.setattr(identity._sessions, "by_sid", by_sid)
+        with pytest.raises(TokenExpired):
+            await identity.connect(alice["access_token"])
+        for method, path in (("GET", "/auth/me"), ("POST", "/auth/logout"), ("GET", "/auth/sessions")):
+            answer = await house.call(method, path, token=alice["access_token"])
+            assert (answer.status, answer.code) == (401, "token_expired")
+        with pytest.raises(TokenInvalid):  # changed: no signature, no answer about a session
+            await identity.connect(bob["access_token"][:-4] + "AAAA")
+    await house.accounts.identity._sessions.flush()
+    assert await pool.fetch("select sid, last_seen_at from sessions order by sid") == before
 
 
 async def test_sec_27_disabling_refuses_everything_that_the_user_has(house: House) -> None:
