@@ -81,20 +81,28 @@ class Hasher:
         return self._today + bcrypt.hashpw(_squeeze(self._peppers[self._today], password), self._salt()).decode()
 
     def check(self, stored: str | None, password: str) -> Verdict:
-        """Whether `password` made `stored`. None (nobody) and a damaged form cost a hash as well, and are wrong."""
-        if stored is not None:
+        """Whether `password` made `stored`. None (nobody), a damaged form and one of a pepper that is not in the
+        settings cost a hash as well, and are wrong."""
+        if stored is not None and self._readable(stored):
             try:
                 right = self._matches(stored, password)
-            except (ValueError, KeyError):
+            except ValueError:
                 log.error("password_hash_damaged", stored_length=len(stored))
             else:
                 return Verdict(right, right and self._old(stored))
         self._matches(self._decoy, password)
         return Verdict(False)
 
-    def _matches(self, stored: str, password: str) -> bool:
+    def _readable(self, stored: str) -> bool:
         if not _FORM.fullmatch(stored):
-            raise ValueError("not a stored form")
+            log.error("password_hash_damaged", stored_length=len(stored))
+        elif stored[:8] not in self._peppers:
+            log.error("password_pepper_unknown", id=stored[:8], known_ids=sorted(self._peppers))
+        else:
+            return True
+        return False
+
+    def _matches(self, stored: str, password: str) -> bool:
         return bcrypt.checkpw(_squeeze(self._peppers[stored[:8]], password), stored[8:].encode())
 
     def _old(self, stored: str) -> bool:

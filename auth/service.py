@@ -340,9 +340,11 @@ async def change_user(
 ) -> None:
     """What `Users.change` does, in the caller's transaction. What is so already changes nothing.
 
-    `sid`: the session that acts; it must be live in this transaction (7e).
+    `sid`: the session that acts, whose user is the `actor`; it must be live in this transaction (7e). Both users are
+    locked before it, in one order: two who change each other at once would else wait for each other.
     """
-    before = await store.subject(writing.connection, id, lock=True)
+    await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
+    before = await store.subject(writing.connection, id)
     if sid:
         await writing.require_live(sid)
     if before is None:

@@ -28,6 +28,14 @@ async def subject(connection: Executor, id: str, *, lock: bool = False) -> Subje
 _SUBJECT = "SELECT id, state = 'active' AS active, credential_version, roles FROM subjects WHERE id = $1 "
 
 
+async def lock_subjects(connection: Connection, ids: Sequence[str]) -> None:
+    """Hold several subjects' rows until the transaction's end, locked in the order of their ids."""
+    await connection.execute(_LOCK_SUBJECTS, ids)
+
+
+_LOCK_SUBJECTS = "SELECT FROM subjects WHERE id = ANY($1::text[]) ORDER BY id FOR NO KEY UPDATE"
+
+
 async def create_subject(connection: Executor, id: str, roles: Iterable[str] = ()) -> None:
     """A new active subject with credential version 1."""
     await connection.execute("INSERT INTO subjects (id, roles) VALUES ($1, $2)", id, list(roles))

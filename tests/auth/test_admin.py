@@ -38,6 +38,22 @@ async def test_disabling_writes_a_row_and_a_receipt(house: House) -> None:
     assert rows[0]["actor"].startswith("user:u_")
 
 
+async def test_admins_who_disabled_each_other_at_once_got_503(house: House) -> None:
+    """One of them wins, each time: the other's session is over by then."""
+    for n in range(20):
+        made = [await house.register(f"{name}{n}@example.org") for name in ("a", "b")]
+        ids = [answer.json["user"]["id"] for answer in made]
+        await house.pool.execute("update subjects set roles = '{admin}' where id = any($1)", ids)
+        tokens = [(await house.login(f"{name}{n}@example.org")).json["access_token"] for name in ("a", "b")]
+        change = {"disabled": True, "reason": "abuse"}
+        answers = await asyncio.gather(
+            *(house.call("PATCH", f"/admin/users/{ids[1 - i]}", change, token=tokens[i]) for i in range(2))
+        )
+        assert sorted((answer.status, answer.code) for answer in answers) == [(200, ""), (401, "session_ended")]
+        active = "select count(*) from subjects where state = 'active' and id = any($1)"
+        assert await house.pool.fetchval(active, ids) == 1
+
+
 async def test_roles_write_a_rights_row(house: House) -> None:
     admin, user = await house.admin(), (await house.register()).json["user"]
     path = f"/admin/users/{user['id']}"

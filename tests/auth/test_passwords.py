@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from auth.passwords import MAX_BYTES, Hasher, HashPool, Passwords, Verdict, acceptable, bounded
 from config.http import Problem
@@ -98,6 +99,17 @@ def test_sec_08_an_old_cost_or_pepper_still_verifies_and_asks_for_a_new_form() -
     assert now.check(now.hash("right"), "right") == Verdict(True, old=False)
 
 
+def test_a_wrong_pepper_was_logged_as_damaged_hashes() -> None:
+    stored = hasher.hash("right")
+    other = Hasher(4, b"another pepper, set by mistake")
+    with capture_logs() as logs:
+        assert other.check(stored, "right") == Verdict(False)
+        assert other.check(stored[:-1], "right") == Verdict(False)
+    events = [entry["event"] for entry in logs]
+    assert events == ["password_pepper_unknown", "password_hash_damaged"]
+    assert (logs[0]["id"], len(logs[0]["known_ids"])) == (stored[:8], 1)
+
+
 def test_without_the_pepper_a_stolen_hash_is_worth_nothing() -> None:
     stored = hasher.hash("right")
     assert not Hasher(4, b"another pepper").check("0" * 8 + stored[8:], "right").right
@@ -116,7 +128,8 @@ def test_nobody_costs_as_much_as_somebody(monkeypatch: pytest.MonkeyPatch) -> No
     hasher.check(None, "guess")
     hasher.check(hasher.hash("right"), "guess")
     hasher.check("damaged", "guess")
-    assert checked == [b"$2b$04$"] * 3
+    hasher.check("00000000" + hasher.hash("right")[8:], "guess")
+    assert checked == [b"$2b$04$"] * 4
 
 
 # -- the pool
