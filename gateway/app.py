@@ -48,6 +48,7 @@ from gateway.node import Node, NodeError
 from gateway.presence import Presence
 from gateway.registry import Registry
 from sessions import cookies
+from sessions.reconciliation import Reconciliation
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 
@@ -196,8 +197,19 @@ class App:
         await _started(stack, self.node)
         await _started(stack, self.registry)  # from here on others see the node and ask it: it can answer
         await _started(stack, control)
+        self.reconciliation = await _started(stack, Reconciliation(pool, self.revocations, self.node.hub))
         self.sampler = metrics.Sampler(
-            [self.node, self.revocations, self.sessions, self.accounts, self.bus, caps, self.lag, self]
+            [
+                self.node,
+                self.revocations,
+                self.sessions,
+                self.accounts,
+                self.bus,
+                caps,
+                self.lag,
+                self,
+                self.reconciliation,
+            ]
         )
         self.web = self._web()
         stack.push_async_callback(_ended, asyncio.create_task(self.lag.watch(), name="loop lag"))

@@ -26,14 +26,13 @@ class Lease(Protocol):
 class Gate:
     """I3: a process that cannot prove that it is current neither reads nor writes application frames."""
 
-    __slots__ = ("_thawed", "clock", "freezes", "frozen", "lease", "since")
+    __slots__ = ("_thawed", "clock", "frozen", "lease", "since")
 
     def __init__(self, clock: Callable[[], float], lease: Lease) -> None:
         self.clock = clock
         self.lease = lease
         self.frozen = False
         self.since = 0.0  # of the last freeze
-        self.freezes = 0
         self._thawed = asyncio.Event()
 
     def open(self) -> bool:
@@ -51,7 +50,6 @@ class Gate:
         if not self.frozen:
             self.frozen = True
             self.since = now
-            self.freezes += 1
             self._thawed.clear()
             log.warning("frozen")
 

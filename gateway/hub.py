@@ -176,6 +176,10 @@ class Hub:
         """All live peers."""
         return self.current.wheel.members()
 
+    def lives(self, peer: Peer) -> bool:
+        """Whether a peer that went live still does."""
+        return peer.home is self.current
+
     def enter(self, peer: Peer) -> None:
         """A connection that has not said yet who it is."""
         peer.home = self.current
@@ -642,12 +646,10 @@ class Hub:
             **self._counts,
             "deliveries": self.flush.deliveries,
             "bytes_written": self.flush.bytes_written,
-            "freezes": self.gate.freezes,
             "connections": self.connections,
             "channels": len(home.channels),
             "subscriptions": sum(channel.count for channel in home.channels.values()),
             "live_sessions": len(home.sids),
-            "frozen": float(self.gate.frozen),
         }
 
 

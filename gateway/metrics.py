@@ -33,6 +33,8 @@ COUNTERS: Mapping[str, str] = {
     "lease_failures": "Lease renewals that failed",
     "freezes": "Times that this node froze",
     "clock_steps": "Steps of the database's clock against ours of more than 2 s",
+    "invariant_violations": "Live connections found whose session the log had ended before. Each is closed",
+    "sessions_reconciled": "Sessions of live connections that were compared with the database",
     "bus_reconnects": "Times that the pub/sub connection was made again",
     "bus_malformed": "Frames on the bus that could not be read",
     "jobs_done": "Jobs that were done",
@@ -95,12 +97,12 @@ class Sampler:
     """Moves the Prometheus objects to where the parts' figures are."""
 
     def __init__(self, parts: Iterable[Figures]) -> None:
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._seen: dict[str, float] = {}
 
     def sample(self) -> None:
         totals: dict[str, float] = {}
-        for part in self._parts:
+        for part in self.parts:
             for name, value in part.figures().items():
                 totals[name] = totals.get(name, 0) + value
         for name, value in totals.items():

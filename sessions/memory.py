@@ -138,6 +138,13 @@ class Memory:
         """Whether the place is on this chain, floor to applied."""
         return place == self.floor or self._ids.get(place.seq) == place.id
 
+    def behind(self, head: Place) -> int:
+        """How many rows there are to apply up to `head`; of an era that is not known here, those in it at least."""
+        if self.contains(head):
+            return 0
+        same = era_of(head.seq) == era_of(self.applied.seq)
+        return max(0, head.seq - self.applied.seq) if same else head.seq % ERA + 1
+
     def news(self, row: Row) -> bool:
         """Whether the consequences of `row` are still to be drawn. A row at or below the floor is no news: it was
         forgotten, or never known here, and every position at or above the floor has counted it in."""

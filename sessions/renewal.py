@@ -287,7 +287,8 @@ class Renewal:
         memory = self._applier.memory
         if head.vouched != head.origin and not self.why and memory is not None and not memory.loose():
             await self._patiently(registration.vouch(connection, head.vouched, head.origin))
-            log.warning("database_changed", before=head.vouched, now=head.origin)
+            if head.vouched:
+                log.warning("database_changed", before=head.vouched, now=head.origin)
 
     async def _read_all(self, connection: Connection) -> None:
         """The reads that wait, as far as a fifth of the lease goes."""

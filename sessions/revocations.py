@@ -476,7 +476,6 @@ class Revocations:
         """For the metrics: names of gateway/metrics.py."""
         lease = self._renewal.lease
         memory = self._applier.memory
-        lag = lease.head.place.seq - memory.applied.seq if lease.head is not None and memory is not None else 0
         return {
             "rows_applied": self._applier.applied,
             "hints_received": self._hints.received,
@@ -487,7 +486,7 @@ class Revocations:
             "clock_steps": self._renewal.offset.steps,
             "background_failures": self._tasks.failures,
             "lease_age_seconds": self._clock.now() - lease.renewed_at if lease.renewed_at else 0.0,
-            "applied_lag": max(0, lag),
+            "applied_lag": memory.behind(lease.head.place) if lease.head is not None and memory is not None else 0,
             "frozen": float(self._freshness.frozen),
             "policy_serve": float(self.policy == "serve"),
             "redis_up": float(self._hints.heard),

@@ -209,3 +209,11 @@ def test_4c_the_newest_place_that_a_server_still_has() -> None:
 @pytest.mark.parametrize("kind", [Kind.ERA, Kind.RIGHTS, Kind.API_KEY])
 def test_other_kinds_end_no_session(kind: Kind) -> None:
     assert not kills(row(ERA + 1, kind=kind, subject="u", api_key="s"), "s", "u", 0)
+
+
+def test_applied_lag_jumped_by_an_era_where_one_row_was_missing() -> None:
+    m = memory(row(ERA + 1, sid="a"))
+    assert m.behind(Place(ERA + 1, name(ERA + 1))) == 0
+    assert m.behind(Place(ERA + 4, name(ERA + 4))) == 3
+    assert m.behind(Place(2 * ERA, "e2" * 16)) == 1
+    assert m.behind(Place(2 * ERA + 2, "x")) == 3
