@@ -124,11 +124,15 @@ class Identity:
 
     # -- live connections
 
-    def try_connect(self, token: str) -> Connected | None:
-        """The answer for `token` if memory has it all: no await, no I/O. None: ask `connect`.
+    def try_connect(self, token: str | None, secret: str | None = None) -> Connected | None:
+        """The answer for `token`, else for the cookie's `secret`, if memory has it all: no await, no I/O. None: ask
+        `connect`.
 
         Raises TokenExpired, TokenInvalid, SessionEnded.
         """
+        if token is None:
+            reading = self._sessions.remembered(secret) if secret is not None else None
+            return None if reading is None else Connected(self._sessions.standing(reading))
         try:
             known = self._verified(token)
         except Lapsed:

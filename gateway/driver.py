@@ -34,6 +34,7 @@ from gateway.client import (
     Due,
     Effect,
     Flag,
+    Handshake,
     Message,
     Phase,
     Publish,
@@ -48,7 +49,7 @@ from gateway.client import (
 from gateway.deadlines import NEVER
 from gateway.history import History, WrongEpoch
 from gateway.hub import Gone, Hub
-from gateway.joining import REJECT_UNRECOVERED, Joining, Wish
+from gateway.joining import REJECT_UNRECOVERED, Joining, Ticket, Wish
 from gateway.peers import Peer
 from gateway.presence import Presence
 from gateway.protocol.codes import (
@@ -249,28 +250,35 @@ class Driver:
     # -- connect
 
     def _connect(self, peer: Peer, effect: Connect) -> Coroutine[Any, Any, None] | None:
-        return self._connecting(peer, effect.id, effect.request)
+        """Live at once where memory knows who it is and there is nothing to wait for; else what is left to do."""
+        request = effect.request
+        handshake, peer.handshake = peer.handshake, None
+        secret = handshake.secret if handshake is not None else None
+        connected = self._lenient(self._parts.identity.try_connect(request.token or None, secret))
+        if (
+            connected is not None
+            and self._parts.places is None
+            and not self._server_side(connected, request)
+            and self._hub.gate.open()
+            and self._try_live(peer, connected.standing) is None
+        ):
+            self._reply(peer, effect.id, self._welcome(peer, connected))
+            return None
+        return self._connecting(peer, effect.id, request, handshake, connected)
 
-    async def _connecting(self, peer: Peer, id: int, request: ConnectRequest) -> None:
-        connected = await self._identify(peer, request)
+    async def _connecting(
+        self, peer: Peer, id: int, request: ConnectRequest, handshake: Handshake | None, known: Connected | None
+    ) -> None:
+        connected = known or await self._identify(request, handshake)
         wishes = self._server_side(connected, request)
         if self._parts.places is None or not connected.standing.user:
-            standing = await self._go_live(peer, connected.standing)
+            await self._go_live(peer, connected.standing)
         else:
-            standing = await self._go_live_in_place(peer, connected.standing, self._parts.places)
-        if standing.idle:
-            self._parts.sessions.seen(standing.sid, standing.idle)
+            await self._go_live_in_place(peer, connected.standing, self._parts.places)
         personal = self._settings.subscribe_to_user_personal_channel
-        if personal.enabled and personal.single_connection and standing.user:
+        if personal.enabled and personal.single_connection and peer.user:
             await self._single(peer)
-        result = ConnectResult(
-            client=peer.id,
-            version=self._version,
-            expires=connected.expires,
-            ttl=connected.ttl(self._database_now()),
-            ping=math.ceil(self._settings.ping_interval),
-            pong=self._settings.ping_interval > 0 and self._settings.pong_timeout > 0,
-        )
+        result = self._welcome(peer, connected)
         if not wishes:
             self._reply(peer, id, result)
             return
@@ -279,6 +287,16 @@ class Driver:
         except (Refused, Unavailable) as error:
             log.info("connect_failed", client=peer.id, why=str(error))
             raise Disconnect(SERVER_ERROR) from error
+
+    def _welcome(self, peer: Peer, connected: Connected) -> ConnectResult:
+        return ConnectResult(
+            client=peer.id,
+            version=self._version,
+            expires=connected.expires,
+            ttl=connected.ttl(self._database_now()),
+            ping=math.ceil(self._settings.ping_interval),
+            pong=self._settings.ping_interval > 0 and self._settings.pong_timeout > 0,
+        )
 
     async def _start_with(self, peer: Peer, id: int, result: ConnectResult, wishes: list[Wish]) -> None:
         """The connect reply with its subscriptions, live in the same step."""
@@ -292,35 +310,38 @@ class Driver:
         for ticket in tickets:
             await self._parts.joining.announce(ticket)
 
-    async def _identify(self, peer: Peer, request: ConnectRequest) -> Connected:
-        handshake, peer.handshake = peer.handshake, None
-        identity = self._parts.identity
-        connected = identity.try_connect(request.token) if request.token else None
-        if connected is None and handshake is not None:
-            connected = await identity.connect(
-                request.token or None, handshake.secret, address=handshake.address, device=handshake.device
+    async def _identify(self, request: ConnectRequest, handshake: Handshake | None) -> Connected:
+        if handshake is not None:
+            connected = self._lenient(
+                await self._parts.identity.connect(
+                    request.token or None, handshake.secret, address=handshake.address, device=handshake.device
+                )
             )
-        if connected is not None:
-            if self._settings.insecure:
-                return connected._replace(standing=msgspec.structs.replace(connected.standing, token_expires_at=None))
-            return connected
+            if connected is not None:
+                return connected
         if not (self._settings.allow_anonymous_connect_without_token or self._settings.insecure):
             raise Disconnect(BAD_REQUEST, "no credential")
         position = self._parts.revocations.position
         sid = new_sid(self._database_now())
         return Connected(Standing(sid, "", position.seq, position, "anonymous"))
 
-    async def _go_live_in_place(self, peer: Peer, standing: Standing, places: Cap) -> Standing:
+    def _lenient(self, connected: Connected | None) -> Connected | None:
+        """With `client.insecure` no token's end is a connection's."""
+        if connected is None or not self._settings.insecure:
+            return connected
+        return connected._replace(standing=msgspec.structs.replace(connected.standing, token_expires_at=None))
+
+    async def _go_live_in_place(self, peer: Peer, standing: Standing, places: Cap) -> None:
         """As `_go_live`, in one of the places that the user has over all nodes."""
         if not await places.take(standing.user):
             raise Disconnect(CONNECTION_LIMIT)
         try:
-            return await self._go_live(peer, standing)
+            await self._go_live(peer, standing)
         except BaseException:  # a cancellation too
             places.release(standing.user)
             raise
 
-    async def _go_live(self, peer: Peer, standing: Standing) -> Standing:
+    async def _go_live(self, peer: Peer, standing: Standing) -> None:
         """9b: judge and go live in one synchronous block; where memory cannot judge, read again and come back."""
         await self._hub.pass_gate(peer)
         if self._try_live(peer, standing) is not None:
@@ -328,7 +349,6 @@ class Driver:
             await self._hub.pass_gate(peer)
             if self._try_live(peer, standing) is not None:
                 raise Disconnect(NOT_CURRENT)
-        return standing
 
     def _try_live(self, peer: Peer, standing: Standing) -> Verdict:
         """The block: nothing in it awaits. The verdict if memory cannot judge, None once the peer is live."""
@@ -340,6 +360,8 @@ class Driver:
             peer.become(standing, self._hub.clock(), self._database_now(), self._settings)
             self._hub.go_live(peer)
             self._parts.registry.opened(peer.sid, peer.user)
+            if peer.idle:
+                self._parts.sessions.seen(peer.sid, peer.idle)
         return verdict
 
     async def _read_again(self, standing: Standing) -> Standing:
@@ -391,8 +413,24 @@ class Driver:
 
     # -- subscribe, unsubscribe
 
-    def _subscribe(self, peer: Peer, effect: Subscribe) -> Coroutine[Any, Any, None]:
+    def _subscribe(self, peer: Peer, effect: Subscribe) -> Coroutine[Any, Any, None] | None:
+        """In the channel at once where this node hears it and nothing else has to be asked or told."""
+        request, channel = effect.request, effect.channel
+        if not request.token and self._hub.gate.open():
+            wish = _recovering(Wish(channel, grant(channel, peer.user, request)), request)
+            ticket = self._parts.joining.at_hand(peer, wish)
+            if ticket is not None:
+                self._enter(peer, effect.id, ticket)
+                return None
         return self._subscribing(peer, effect)
+
+    def _enter(self, peer: Peer, id: int, ticket: Ticket) -> None:
+        """Reply, and live: nothing may come between."""
+        self._live(peer)
+        if ticket.place.name in peer.subs:  # by an order of a backend, meanwhile
+            raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
+        self._reply(peer, id, ticket.result())
+        self._parts.joining.enter(ticket)
 
     async def _subscribing(self, peer: Peer, effect: Subscribe) -> None:
         request, channel = effect.request, effect.channel
@@ -406,11 +444,7 @@ class Driver:
         wish = _recovering(wish._replace(grant=grant(channel, peer.user, request, overrides)), request)
         await self._hub.pass_gate(peer)
         async with self._parts.joining.tickets(peer, [wish]) as (ticket,):
-            self._live(peer)
-            if channel.name in peer.subs:  # by an order of a backend, meanwhile
-                raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
-            self._reply(peer, effect.id, ticket.result())
-            self._parts.joining.enter(ticket)
+            self._enter(peer, effect.id, ticket)
         await self._parts.joining.announce(ticket)
 
     async def _granted(self, peer: Peer, channel: str, token: str) -> tuple[Any, float | None]:

@@ -142,6 +142,15 @@ class Joining:
                 self._hub.shut(ticket.place)
             self._take_back([ticket for ticket in held if ticket.present and not ticket.used])
 
+    def at_hand(self, peer: Peer, wish: Wish) -> Ticket | None:
+        """A ready ticket for a channel that is heard here already, where it takes no more than that: `enter` it before
+        anything is awaited. None: ask `tickets`."""
+        granted, name = wish.grant, wish.channel.name
+        if granted.positioned or granted.presence or granted.join_leave or self._heard.get(name, self) is not None:
+            return None
+        place = self._hub.current.channels.get(name)
+        return None if place is None else Ticket(peer, wish, place)
+
     def enter(self, ticket: Ticket) -> None:
         """Live from now on. What the ticket's `result` says must have been sent just before."""
         sub = ticket.sub

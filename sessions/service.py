@@ -263,6 +263,12 @@ class Sessions:
 
     # -- reading
 
+    def remembered(self, secret: str) -> Reading | None:
+        """The session of a cookie where it was read lately and memory can say that it lives. None: ask `by_secret`."""
+        digest = ids.secret_hash(secret)
+        kept = None if digest is None else self._by_secret.get(digest, self._clock.now())
+        return kept if kept is not None and self.judge(kept) is None else None
+
     async def by_secret(self, secret: str) -> Reading | None:
         """The session of a cookie, live or over; None for a secret that is nobody's. Cached, judged on every hit."""
         digest = ids.secret_hash(secret)

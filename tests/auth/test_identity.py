@@ -333,6 +333,24 @@ async def test_a_cookie_connects_and_does_not_expire(house: House, identity: Ide
     assert await identity.connect(None, "\x00") is None
 
 
+async def test_a_cookie_that_was_read_lately_connects_without_io(
+    house: House, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = await house.register(mode="cookie")
+    secret = secret_of(answer)
+    assert identity.try_connect(None, secret) is None
+    connected = await identity.connect(None, secret)
+    monkeypatch.setattr(asyncpg.pool.Pool, "acquire", lambda *_: pytest.fail("asked the database"))
+    assert identity.try_connect(None, secret) == connected
+    assert identity.try_connect(None, None) is None
+    assert identity.try_connect(None, "\x00") is None
+    monkeypatch.undo()
+    await end(house, kind=Kind.SESSION, sid=answer.json["session"]["sid"])
+    assert identity.try_connect(None, secret) is None
+    with pytest.raises(SessionEnded):
+        await identity.connect(None, secret)
+
+
 async def test_a_connect_after_the_end_gets_the_code_of_the_close(house: House, identity: Identity) -> None:
     one, two = (await house.register()).json, await house.login(mode="cookie")
     await end(house, kind=Kind.SESSION, sid=one["session"]["sid"], reason="stolen laptop")

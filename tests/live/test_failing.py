@@ -100,7 +100,7 @@ async def test_a_connect_whose_subscriptions_fail_is_closed_to_come_again(worker
 
 async def test_f12_with_the_database_away_a_connect_fails_for_now(worker: Worker, fail: Fail) -> None:
     identity = worker.app.accounts.identity
-    identity.try_connect = lambda token: None
+    identity.try_connect = lambda *_: None
     fail(identity, "connect", DatabaseAway())
     a = await worker.ws()
     assert (await a.ask(connect={"token": token()}))["error"] == INTERNAL
