@@ -22,6 +22,7 @@ COMMANDS = (
     ("check-config", "config.operate:check_config", "Say everything that is wrong with the settings."),
     ("users", "auth.commands:users", "Create, list, disable and enable accounts; set roles and passwords."),
     ("sessions", "sessions.commands:app", "List live sessions, look at one, and end them."),
+    ("doctor", "gateway.doctor:doctor", "Measure on this system whether revocations hold, and the worst case."),
     ("restore", "sessions.commands:restore", "Decide what follows after PostgreSQL was restored."),
     ("keys", "auth.commands:keys", "Signing keys and API keys."),
     ("jobs", "sessions.jobs:app", "Work that is done later: list it, try it again, drop it."),

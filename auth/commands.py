@@ -368,7 +368,7 @@ async def access_token(user: Who, *, common: Common = COMMON) -> None:
         ring = signing.Keys(pool, sealer, algorithm, clock=SystemClock())
         async with pool.acquire() as connection, connection.transaction():
             await signing.ensure(connection, sealer, algorithm)
-            reading = await _open(connection, settings, await _id(connection, user))
+            reading = await open_session(connection, settings, await _id(connection, user))
         await ring.load()
         made, expires_in = AccessTokens(ring, settings.auth, now=lambda: reading.now).make(reading)
     show(
@@ -382,7 +382,7 @@ async def access_token(user: Who, *, common: Common = COMMON) -> None:
     )
 
 
-async def _open(connection: Connection, settings: Settings, id: str) -> Reading:
+async def open_session(connection: Connection, settings: Settings, id: str) -> Reading:
     """A session without a refresh token; the cap is left to the user's next login."""
     subject = await store.subject(connection, id, lock=True)
     if subject is None or not subject.active:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("transports",),
     ("node",),
     ("api", "proxy", "app"),
-    ("handover", "worker", "inside", "supervisor", "commands"),
+    ("handover", "worker", "inside", "supervisor", "commands", "doctor"),
 )
 
 
