@@ -168,10 +168,7 @@ class _Verifier:
 
 
 class ExternalTokens:
-    """Verifies with `client.token`, `client.issuers` and `client.subscription_token`. `now` is the database's clock.
-
-    Raises `jwks.BadKey` at once for a key in the settings that cannot be used.
-    """
+    """Verifies with `client.token`, `client.issuers` and `client.subscription_token`. `now` is the database's clock."""
 
     def __init__(
         self, settings: Client, *, now: Callable[[], float], clock: Clock, fetch: Fetch = fetch_guarded

@@ -14,13 +14,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import jwt
 import structlog
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from config.clock import Clock
+from config.public_keys import CURVES, MIN_RSA_BITS, BadKey, ecdsa, rsa
 from config.settings import Token
 
 log = structlog.get_logger(__name__)
@@ -30,19 +29,13 @@ OLD = 300.0  # s after which a set that is used is fetched again
 TIMEOUT = 5.0
 MAX_BYTES = 256 * 1024
 MAX_KEYS = 100
-MIN_RSA_BITS = 2048
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _HMAC = frozenset({"HS256", "HS384", "HS512"})
 _RSA = frozenset({"RS256", "RS384", "RS512"})
 _RSA_OF_JWK = _RSA | {"PS256", "PS384", "PS512"}
-_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 Fetch = Callable[[str], Awaitable[bytes]]
-
-
-class BadKey(Exception):
-    """A key that cannot be used. The text says why."""
 
 
 class Key:
@@ -87,11 +80,11 @@ class StaticKeys:
         if secret:
             self._add(Key(secret, _HMAC), _HMAC)
         if settings.rsa_public_key:
-            key = load_public(settings.rsa_public_key, RSAPublicKey)
-            self._add(Key(key, _RSA), _RSA)
+            self._add(Key(rsa(settings.rsa_public_key), _RSA), _RSA)
         if settings.ecdsa_public_key:
-            name = _CURVES[load_public(settings.ecdsa_public_key, EllipticCurvePublicKey).curve.name]
-            self._add(Key(load_public(settings.ecdsa_public_key, EllipticCurvePublicKey), (name,)), (name,))
+            key = ecdsa(settings.ecdsa_public_key)
+            name = CURVES[key.curve.name]
+            self._add(Key(key, (name,)), (name,))
 
     def __bool__(self) -> bool:
         return bool(self._by_algorithm)
@@ -107,21 +100,6 @@ class StaticKeys:
 
     async def look(self) -> None:
         return None
-
-
-def load_public(pem: str, kind: type[Any]) -> Any:
-    """A public key of the settings. BadKey for what is none, of another kind, or too weak."""
-    try:
-        key = load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        raise BadKey("not a public key in PEM") from None
-    if not isinstance(key, kind):
-        raise BadKey(f"not a key of the kind {kind.__name__.removesuffix('PublicKey')}")
-    if isinstance(key, RSAPublicKey) and key.key_size < MIN_RSA_BITS:
-        raise BadKey(f"an RSA key of fewer than {MIN_RSA_BITS} bits")
-    if isinstance(key, EllipticCurvePublicKey) and key.curve.name not in _CURVES:
-        raise BadKey("not on P-256, P-384 or P-521")
-    return key
 
 
 class KeySet:
@@ -199,8 +177,8 @@ def parse_key(jwk: Mapping[str, Any]) -> Key:
 def _algorithms_of(key: Any) -> frozenset[str]:
     if isinstance(key, RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
         return _RSA_OF_JWK
-    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
-        return frozenset({_CURVES[key.curve.name]})
+    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in CURVES:
+        return frozenset({CURVES[key.curve.name]})
     if isinstance(key, Ed25519PublicKey):
         return frozenset({"EdDSA"})
     raise BadKey("of a kind or size that is not accepted")

@@ -22,7 +22,16 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel, BeforeValidator, SecretStr, ValidationError
 
 from config import reference
-from config.settings import Settings, network, origin, regex, seconds, unsafe
+from config.settings import (
+    Settings,
+    ecdsa_public_key,
+    network,
+    origin,
+    regex,
+    rsa_public_key,
+    seconds,
+    unsafe,
+)
 
 PREFIX = "WARDGATE_"
 # Named like ours, but no settings: where the file is, and the checkout that acceptance scripts look at.
@@ -73,6 +82,11 @@ class Option:
     def secret(self) -> bool:
         """Whether its value is never shown."""
         return self.annotation is SecretStr or SecretStr in get_args(self.annotation)
+
+    @property
+    def key(self) -> bool:
+        """Whether it is a key in PEM: one that is wrong may be a private one, and is not shown."""
+        return any(getattr(v, "func", None) in (rsa_public_key, ecdsa_public_key) for v in self.validators)
 
     @property
     def accepted(self) -> str:
@@ -261,13 +275,15 @@ def _mistake(detail: Any, tree: Any, origins: Mapping[str, str]) -> Mistake:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(key, path)
     option = options().get(path)
-    source = f"from {origins[path]}" if path in origins else ""
+    source = next((f"from {v}" for p, v in origins.items() if path == p or path.startswith(f"{p}.")), "")
     whole = option is None or _model_in(option.annotation) is not None
     if option is None or (whole and detail["type"] == "value_error"):  # options that do not go together
         return Mistake(key or "settings", "", str(detail["ctx"]["error"]), source)
     if detail["type"] == "missing":
         return Mistake(key, "", f"is needed: {option.accepted}", source)
     accepted = option.accepted_item if isinstance(location[-1], int) else option.accepted
+    if option.key and detail["type"] == "value_error":
+        return Mistake(key, "", f"must be {accepted}; {detail['ctx']['error']}", source)
     return Mistake(key, _shown(_at(tree, location), option), f"must be {accepted}", source)
 
 
@@ -311,7 +327,7 @@ def _at(tree: Any, location: tuple[str | int, ...]) -> Any:
 
 def _shown(value: Any, option: Option) -> str:
     """The value as the message may show it: nothing of a secret, nothing of what has parts."""
-    if option.secret or _model_in(option.annotation) is not None or isinstance(value, dict | list):
+    if option.secret or option.key or _model_in(option.annotation) is not None or isinstance(value, dict | list):
         return ""
     text = json.dumps(value, default=str)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
@@ -322,6 +338,8 @@ _IN_WORDS = {
     origin: 'an exact origin like "https://example.org", or "*"',
     network: 'an address or a network like "10.0.0.0/8"',
     regex: "a regular expression",
+    rsa_public_key: "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
+    ecdsa_public_key: "an ECDSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
 }
 _PLAIN = {bool: "true or false", str: "text", SecretStr: "text (a secret)", int: "a whole number", float: "a number"}
 

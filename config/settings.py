@@ -56,6 +56,24 @@ def regex(value: str) -> str:
     return value
 
 
+def rsa_public_key(value: str) -> str:
+    """A key that verifies RS256 and its kin, or nothing."""
+    if value:
+        from config import public_keys  # it takes long to load, and few settings have one
+
+        public_keys.rsa(value)
+    return value
+
+
+def ecdsa_public_key(value: str) -> str:
+    """A key that verifies ES256 and its kin, or nothing."""
+    if value:
+        from config import public_keys
+
+        public_keys.ecdsa(value)
+    return value
+
+
 def _distinct(what: str, names: Iterator[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -68,6 +86,8 @@ Secret = SecretStr
 Origin = Annotated[str, AfterValidator(origin)]
 Network = Annotated[str, AfterValidator(network)]
 Regex = Annotated[str, AfterValidator(regex)]
+RsaKey = Annotated[str, AfterValidator(rsa_public_key)]
+EcdsaKey = Annotated[str, AfterValidator(ecdsa_public_key)]
 
 
 class Section(BaseModel):
@@ -109,8 +129,8 @@ class Token(Section):
     """The issuer without a prefix: Centrifugo's connection tokens work unchanged."""
 
     hmac_secret_key: Secret = Secret("")
-    rsa_public_key: str = ""
-    ecdsa_public_key: str = ""
+    rsa_public_key: RsaKey = ""
+    ecdsa_public_key: EcdsaKey = ""
     jwks_public_endpoint: str = ""
     audience: str = ""
     issuer: str = ""

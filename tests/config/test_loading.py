@@ -1,9 +1,13 @@
 """Settings from a file and the environment; every mistake at once, in words, and never a secret among them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from config import loading, reference
 from config.loading import SettingsError
@@ -54,6 +58,48 @@ def test_a_file_is_read_and_a_variable_wins_over_it(tmp_path: Path) -> None:
 def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
     path = toml(tmp_path, "[http_server]\nport = 9000\n")
     assert loading.load(None, {"WARDGATE_CONFIG": path}, dev=True).http_server.port == 9000
+
+
+def pem(key: Any) -> str:
+    return str(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+
+
+P256 = ec.generate_private_key(ec.SECP256R1())
+PRIVATE = P256.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "why"),
+    [
+        ("rsa", "nonsense", "this cannot be read as one"),
+        ("rsa", pem(P256), "this is not an RSA key"),
+        ("rsa", pem(rsa.generate_private_key(65537, 1024)), "fewer than 2048 bits"),  # noqa: S505 - it is refused
+        ("ecdsa", pem(ec.generate_private_key(ec.SECP256K1())), "not on P-256"),
+        ("ecdsa", PRIVATE, "this is a private key"),
+        ("ecdsa", pem(P256).replace("\n", "\\n"), "backslashes"),
+    ],
+)
+def test_a_bad_key_was_found_by_the_workers_and_not_by_check_config(kind: str, text: str, why: str) -> None:
+    variable = f"WARDGATE_CLIENT_TOKEN_{kind.upper()}_PUBLIC_KEY"
+    [told] = mistakes({variable: text})
+    assert told.startswith(
+        f"client.token.{kind}_public_key: must be an {kind.upper()} public key in PEM, its first line"
+    )
+    assert why in told
+    assert told.endswith(f"(from {variable})")
+    assert not any(line in told for line in text.splitlines() if len(line) > 30 and "BEGIN" not in line)
+    issuers = json.dumps([{"name": "corp", f"{kind}_public_key": text}])
+    [told] = mistakes({"WARDGATE_CLIENT_ISSUERS": issuers})
+    assert told.startswith(f"client.issuers[0].{kind}_public_key: must be an {kind.upper()} public key in PEM")
+    assert told.endswith("(from WARDGATE_CLIENT_ISSUERS)")
+
+
+def test_good_keys_are_taken() -> None:
+    key = pem(P256)
+    assert (
+        loading.load(None, {"WARDGATE_CLIENT_TOKEN_ECDSA_PUBLIC_KEY": key}, dev=True).client.token.ecdsa_public_key
+        == key
+    )
 
 
 def test_variables_carry_arrays_and_tables_as_json() -> None:
