@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -85,7 +85,8 @@ async def database(common: Common) -> AsyncIterator[tuple[Settings, Pool]]:
 
 
 async def postgres_there(settings: Database, patience: float = PATIENCE) -> None:
-    """Return when PostgreSQL takes a connection; Away when it did not for `patience` s; Failure when it is too old."""
+    """Return when PostgreSQL takes a connection; Away when it did not for `patience` s. At once: SettingsError when it
+    refuses the credentials, Failure when it is too old."""
 
     async def attempt() -> int:
         connection = await dial(settings.url.get_secret_value(), timeout=5, command_timeout=5)
@@ -94,7 +95,10 @@ async def postgres_there(settings: Database, patience: float = PATIENCE) -> None
         finally:
             await connection.close(timeout=1)
 
-    version = await _patiently("PostgreSQL", settings.url.get_secret_value(), attempt, patience)
+    server = _Server("PostgreSQL", "database.url", settings.url.get_secret_value())
+    away = (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError)
+    refused = asyncpg.InvalidAuthorizationSpecificationError
+    version = await _patiently(server, attempt, patience, refused, away)
     if version < MIN_POSTGRES:
         raise Failure(f"PostgreSQL {version // 10000} is too old: 15 or later is needed")
 
@@ -110,28 +114,38 @@ async def redis_there(settings: Redis, patience: float = PATIENCE) -> None:
         finally:
             await client.aclose()
 
-    version = await _patiently("Redis", settings.url.get_secret_value(), attempt, patience, redis.RedisError)
+    server = _Server("Redis", "redis.url", settings.url.get_secret_value())
+    away = (OSError, TimeoutError, ValueError, redis.RedisError)
+    version = await _patiently(server, attempt, patience, redis.AuthenticationError, away)
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
         raise Failure(f"Redis {version} is too old: 7.2 or later is needed, or Valkey")
 
 
+class _Server(NamedTuple):
+    """What is waited for, and the option that says where it is."""
+
+    name: str
+    option: str
+    url: str
+
+
 async def _patiently(
-    what: str, url: str, attempt: Callable[[], Awaitable[T]], patience: float, *away: type[Exception]
+    server: _Server,
+    attempt: Callable[[], Awaitable[T]],
+    patience: float,
+    refused: type[Exception],
+    away: tuple[type[Exception], ...],
 ) -> T:
-    where, start = f"{what} at {place_of(url)}", time.monotonic()
+    """Wait for a server that is away; one that is there and refuses the credentials will not take them later."""
+    where, start = f"{server.name} at {place_of(server.url)}", time.monotonic()
     said = start - _SAY_EVERY
-    errors: tuple[type[Exception], ...] = (
-        OSError,
-        TimeoutError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        ValueError,
-        *away,
-    )
     while True:
         try:
             return await attempt()
-        except errors as error:
+        except refused as error:
+            why = f"{where} refuses the user or password: {error}"
+            raise SettingsError([Mistake(server.option, "", why)]) from None
+        except away as error:
             why = f"{type(error).__name__}: {error}".rstrip(": ")
         now = time.monotonic()
         if now - start >= patience:

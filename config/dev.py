@@ -236,6 +236,8 @@ def fill(settings: Settings, kept: Secrets, *, port: int) -> Settings:
         "http_server.shutdown_timeout": 5.0,
     }
     values = {path: value for path, value in made.items() if not is_set(settings, path)}
+    if not settings.sessions.secret_key.get_secret_value():  # set, to nothing: nothing could be sealed with that
+        values["sessions.secret_key"] = kept.secret_key
     own = [f"http://127.0.0.1:{port}", f"http://localhost:{port}"]
     values["client.allowed_origins"] = [*dict.fromkeys([*own, *settings.client.allowed_origins])]
     values["http_server.port"] = port

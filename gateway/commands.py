@@ -108,6 +108,7 @@ async def _serve(settings: Settings, workers: int, roles: tuple[str, ...], stop:
             await redis_there(settings.redis)
             await migrate.check(settings.database)
             await _not_restored(settings)
+            await _keys_readable(settings)
             supervisor.launch()
             await supervisor.start(settings, dev=False, roles=roles)
             await supervisor.ready()
@@ -167,8 +168,9 @@ class _Development:
             metrics=self._empty_metrics(),
         )
         self._supervisor.launch()  # they load their code while the servers start
-        await self._start_servers()
+        await asyncio.gather(self._start_servers(), _signing())
         await migrate.apply(self._settings.database)
+        await _keys_readable(self._settings)
         if not self._external:
             await _remove_all_registrations(self._settings)
         await self._supervisor.start(self._settings, dev=True)
@@ -294,6 +296,23 @@ async def _not_restored(settings: Settings) -> None:
     from sessions import restoring
 
     await restoring.check(settings.database)
+
+
+async def _signing() -> Any:
+    """It takes long to load."""
+    return await _whole(lambda: importlib.import_module("auth.keys"))
+
+
+async def _keys_readable(settings: Settings) -> None:
+    """The signing keys are there and can be opened. Each worker would else find that out, and be started again."""
+    signing = await _signing()
+    sealer = signing.key_sealer(settings.sessions)
+    connection = await connect(settings.database)
+    try:
+        async with connection.transaction():
+            await signing.ensure(connection, sealer, settings.auth.access_token_algorithm)
+    finally:
+        await connection.close(timeout=2)
 
 
 async def _remove_registration(settings: Settings, node: str) -> None:

@@ -1,5 +1,6 @@
 """What commands share: output for people and programs, exit codes, where settings and servers come from."""
 
+import asyncio
 import json
 import socket
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from config.commands import Common, main, need, place_of, postgres_there, settin
 from config.errors import Away, Failure, InUse, Usage
 from config.loading import Mistake, SettingsError
 from config.migrate import MigrationError
-from config.servers import ServerError, free_port
-from config.settings import Database, Settings, with_values
+from config.servers import Guardian, Place, Postgres, ServerError, Valkey, free_port
+from config.settings import Database, Redis, Settings, with_values
 
 
 @dataclass
@@ -111,6 +112,28 @@ async def test_a_database_that_is_not_there_is_waited_for(capsys: pytest.Capture
     database = Database.model_validate({"url": f"postgresql://u:hunter2@127.0.0.1:{free_port()}/x"})
     with pytest.raises(Away, match=r"PostgreSQL at 127\.0\.0\.1:\d+/x is not there after 0 s: ConnectionRefused"):
         await postgres_there(database, patience=0.05)
+    assert "hunter2" not in capsys.readouterr().err
+
+
+async def test_a_wrong_password_was_waited_for_as_if_the_server_were_away(
+    open_folder: Path, guardian: Guardian, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place.at(open_folder)
+    postgres = Postgres(place, password="right", durable=False, guardian=guardian)
+    valkey = Valkey(place, password="right", guardian=guardian)
+    try:
+        for server in (postgres, valkey):
+            await asyncio.to_thread(server.start)
+        wrong = postgres.url.replace(":right@", ":hunter2@")
+        with pytest.raises(SettingsError, match=r"database\.url: PostgreSQL at .* refuses the user or password: pass"):
+            await postgres_there(Database.model_validate({"url": wrong}))
+        for wrong in (valkey.url.replace(":right@", ":hunter2@"), valkey.url.replace(":right@", "")):
+            with pytest.raises(SettingsError, match=r"redis\.url: Redis at .* refuses the user or password: "):
+                await commands.redis_there(Redis.model_validate({"url": wrong}))
+    finally:
+        for server in (valkey, postgres):
+            await asyncio.to_thread(server.stop)
+        place.remove()
     assert "hunter2" not in capsys.readouterr().err
 
 
@@ -217,6 +240,12 @@ def test_dev_fills_in_what_is_unset_and_leaves_what_is_set() -> None:
     assert filled.client.allowed_origins[-1] == "https://example.org"
     assert [n.name for n in filled.channel.namespaces] == ["game", "mine", "chat", "news"]
     assert not filled.channel.namespaces[0].presence
+
+
+def test_dev_takes_its_own_secret_where_the_file_sets_an_empty_one() -> None:
+    made = dev.Secrets.make()
+    filled = dev.fill(Settings.model_validate({"sessions": {"secret_key": ""}}), made, port=1)
+    assert filled.sessions.secret_key.get_secret_value() == made.secret_key
 
 
 def test_the_demo_namespaces_are_those_that_are_promised() -> None:

@@ -348,6 +348,27 @@ async def test_exit_codes_and_words(
         assert text in command.log.read_text()
 
 
+async def test_dev_with_another_secret_key_started_its_workers_three_times(tmp_path: Path, data: Path) -> None:
+    arguments = ("dev", "--port", "0", "--data", str(data), "--json")
+    async with run(tmp_path, *arguments):
+        pass
+    async with run(tmp_path, *arguments, ready=False, environ={"WARDGATE_SESSIONS_SECRET_KEY": SECRET}) as command:
+        assert await command.ended(30) == 1
+        text = command.log.read_text()
+    assert text.count("the signing keys are sealed with another sessions.secret_key") == 1
+    assert "error: the signing keys" in text
+    assert "worker_failed" not in text
+
+
+async def test_migrate_says_at_once_that_the_password_is_wrong(tmp_path: Path, database_url: str) -> None:
+    nobody = "postgresql://nobody:hunter2@" + database_url.rpartition("@")[2]
+    async with run(tmp_path, "migrate", ready=False, environ={"DATABASE_URL": nobody}) as command:
+        assert await command.ended(20) == 2
+        text = command.log.read_text()
+    assert "settings: database.url: PostgreSQL at" in text
+    assert "hunter2" not in text
+
+
 async def test_serve_gives_up_on_a_database_that_is_not_there(tmp_path: Path, redis_url: str) -> None:
     url = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/x"
     environ = serving(url, redis_url, STAND_IN_PATIENCE="0.3")
