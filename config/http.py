@@ -331,6 +331,11 @@ async def read_bytes(request: web.Request, limit: int = MAX_BODY) -> bytes:
         raise Problem("unsupported_media_type", "send the body without Content-Encoding")
     if (request.content_length or 0) > limit:
         raise Problem("too_large", f"at most {limit} bytes")
+    if request.content.is_eof():  # all of it came with the head, as most do: nothing to wait for
+        whole = request.content.read_nowait()
+        if len(whole) > limit:
+            raise Problem("too_large", f"at most {limit} bytes")
+        return whole
     parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_WAIT):

@@ -251,8 +251,11 @@ class App:
         return {"ready": float(not self._why())}
 
     async def _sample(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
+        try:
+            while True:
+                await asyncio.sleep(1.0)
+                self.sampler.sample()
+        finally:
             self.sampler.sample()
 
     def _web(self) -> web.Application:

@@ -268,7 +268,7 @@ class Hub:
         return live
 
     def _finish(self, peer: Peer, close: Close, last: bytes) -> None:
-        metrics.disconnects.labels(close.code).inc()
+        metrics.disconnects.add(close.code)
         peer.finish(last)
         self._closing.append((self._loop.time() + ABORT_AFTER, peer))
         if self._abort_timer is None:

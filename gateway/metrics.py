@@ -6,7 +6,7 @@ compares the two. In multi-process mode (`PROMETHEUS_MULTIPROC_DIR`) any process
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import prometheus_client
@@ -66,24 +66,38 @@ GAUGES: Mapping[str, tuple[str, Mode]] = {
 _PREFIX = "wardgate_"
 _counters = {name: Counter(_PREFIX + name, text) for name, text in COUNTERS.items()}
 _gauges = {name: Gauge(_PREFIX + name, text, multiprocess_mode=mode) for name, (text, mode) in GAUGES.items()}
-requests = Counter(_PREFIX + "http_requests", "HTTP requests answered", ["route", "method", "status"])
 request_seconds = Histogram(
     _PREFIX + "http_request_seconds",
     "Time to answer an HTTP request",
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_answered: dict[tuple[str, str, int], Counter] = {}
-disconnects = Counter(_PREFIX + "disconnects", "Closes by us, by code", ["code"])
+
+
+class Tally:
+    """Counts by labels, in a dict that `sample` reads. Nobody outside may choose the labels: each is kept for good."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._counter = Counter(_PREFIX + name, text, labels)
+        self._counts: dict[tuple[str | int, ...], int] = {}
+
+    def add(self, *labels: str | int) -> None:
+        self._counts[labels] = self._counts.get(labels, 0) + 1
+
+    def move(self) -> None:
+        """Tell Prometheus what was counted since the last time."""
+        counts, self._counts = self._counts, {}
+        for labels, count in counts.items():
+            self._counter.labels(*labels).inc(count)
+
+
+requests = Tally("http_requests", "HTTP requests answered", ["route", "method", "status"])
+disconnects = Tally("disconnects", "Closes by us, by code", ["code"])
 
 
 def answered(route: str, method: str, status: int) -> None:
-    """Count a request. The label's child is kept: finding it costs more than counting. A client names the method."""
-    method = method if method in _METHODS else "other"
-    child = _answered.get((route, method, status))
-    if child is None:
-        child = _answered[route, method, status] = requests.labels(route, method, status)
-    child.inc()
+    """Count a request. A client names the method."""
+    requests.add(route, method if method in _METHODS else "other", status)
 
 
 class Figures(Protocol):
@@ -101,6 +115,8 @@ class Sampler:
         self._seen: dict[str, float] = {}
 
     def sample(self) -> None:
+        requests.move()
+        disconnects.move()
         totals: dict[str, float] = {}
         for part in self.parts:
             for name, value in part.figures().items():
