@@ -20,6 +20,8 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 # What moves to the internal port where there is one.
 INSIDE = ("/api", "/admin")
+# What the public port does not answer then; the metrics on the internal one are the supervisor's.
+HIDDEN = (*INSIDE, "/metrics")
 
 MAX_CONNECTIONS = 64  # in one message
 _LINES = {socket.AF_INET: b"4\n", socket.AF_INET6: b"6\n"}

@@ -23,7 +23,7 @@ from config.errors import Failure
 from config.http import Problem
 from config.settings import Settings
 from gateway import app as application
-from gateway.handover import INSIDE, ROLES, Drain, Passed, Receiver, Report, Setup, encode
+from gateway.handover import HIDDEN, ROLES, Drain, Passed, Receiver, Report, Setup, encode
 
 CHECK_EVERY = 0.25
 REPORT_EVERY = 1.0
@@ -178,7 +178,7 @@ def _only(roles: tuple[str, ...], internal_port: int) -> Any:
     @web.middleware
     async def only(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _under(request.path, hidden) or (
-            internal_port and _under(request.path, INSIDE) and _port_of(request) != internal_port
+            internal_port and _under(request.path, HIDDEN) and _port_of(request) != internal_port
         ):
             return Problem("not_found").response()
         return await handler(request)

@@ -32,8 +32,9 @@ class App:
         if os.environ.get("STAND_IN") == "dies":
             raise RuntimeError("cannot start")
         self.web = web.Application()
-        for method, path in (("GET", "/who"), ("POST", "/api/x"), ("GET", "/admin/x"), ("GET", "/auth/x")):
-            self.web.router.add_route(method, path, self._who)
+        self.web.router.add_post("/api/x", self._who)
+        for path in ("/who", "/admin/x", "/auth/x", "/metrics"):
+            self.web.router.add_get(path, self._who)
         self.web.router.add_get("/behave", self._behave)
 
     def status(self) -> Status:

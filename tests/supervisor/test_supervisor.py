@@ -242,13 +242,14 @@ async def test_the_internal_port_answers_for_all(tmp_path: Path) -> None:
         assert (await r.get("/metrics", internal=True))[0] == 200
 
 
-async def test_api_and_admin_move_to_the_internal_port(tmp_path: Path) -> None:
+async def test_api_admin_and_metrics_move_to_the_internal_port(tmp_path: Path) -> None:
     async with running(tmp_path, 1, internal=True) as r:
         assert (await r.get("/api/x", internal=True, method="POST"))[0] == 200
         assert (await r.get("/admin/x", internal=True))[0] == 200
         status, problem = await r.get("/api/x", method="POST")
         assert (status, problem["code"]) == (404, "not_found")
-        assert (await r.get("/admin/x"))[0] == 404
+        for path in ("/admin/x", "/metrics"):
+            assert (await r.get(path))[0] == 404
         assert (await r.get("/auth/x"))[0] == 200
 
 
