@@ -46,7 +46,7 @@ from sessions.jobs import JobRoutes
 from sessions.model import Reading
 from sessions.refresh import client_binding
 from sessions.revocations import Receipt, Revocations
-from sessions.routes import SessionRoutes, SessionView, view
+from sessions.routes import ListAnonymous, SessionRoutes, SessionView, nobody, view
 from sessions.service import Sessions
 
 Text = Annotated[str, msgspec.Meta(max_length=8192)]
@@ -377,8 +377,9 @@ def _cursor(after: str) -> users.Cursor | None:
 class Accounts:
     """This room in one process: its parts, joined.
 
-    `registry` counts live connections, for lists and dry runs; `secure`: the site is served over TLS. `identity` judges
-    credentials (`config.http`'s IDENTIFY), `cookies` is the storage for aiohttp-session.
+    `registry` counts live connections, for lists and dry runs; `anonymous` lists those that are nobody's; `secure`: the
+    site is served over TLS. `identity` judges credentials (`config.http`'s IDENTIFY), `cookies` is the storage for
+    aiohttp-session.
     """
 
     def __init__(
@@ -391,11 +392,12 @@ class Accounts:
         *,
         clock: Clock,
         registry: Registry,
+        anonymous: ListAnonymous = nobody,
         secure: bool,
     ) -> None:
         now = revocations.database_now
         secret = settings.sessions.secret_key.get_secret_value()
-        self._sessions = SessionRoutes(sessions, pool, registry.connections)
+        self._sessions = SessionRoutes(sessions, pool, registry.connections, anonymous)
         self.keys = Keys(pool, key_sealer(settings.sessions), settings.auth.access_token_algorithm, clock=clock)
         self.tokens = AccessTokens(self.keys, settings.auth, now=now)
         self.external = ExternalTokens(settings.client, now=now, clock=clock)

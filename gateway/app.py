@@ -163,6 +163,7 @@ class App:
                 self.pipe,
                 clock=clock,
                 registry=self.registry,
+                anonymous=lambda query: self.node.anonymous.page(query),
                 secure=not self.dev,
             ),
         )

@@ -188,11 +188,15 @@ class Message(Effect):
 
 
 class Handshake(NamedTuple):
-    """What is kept of the handshake until the connect command: the cookie's secret if it counts, and for the record."""
+    """What is kept of the handshake until the connect command: the cookie's secret if it counts, and for the record.
+
+    An anonymous connection keeps the record, which stands nowhere else; `at` is then when it connected (database time).
+    """
 
     secret: str | None
     address: str
     device: str
+    at: float = 0.0
 
 
 class Client:

@@ -93,6 +93,9 @@ from sessions.service import Sessions
 
 log = structlog.get_logger(__name__)
 
+LONGEST_DEVICE = 300
+"""Characters that are kept of what an anonymous client calls itself."""
+
 
 class RpcCall(NamedTuple):
     """One call of a handler registered in code. `client`, `user` and `sid` are empty over the server API."""
@@ -252,7 +255,7 @@ class Driver:
     def _connect(self, peer: Peer, effect: Connect) -> Coroutine[Any, Any, None] | None:
         """Live at once where memory knows who it is and there is nothing to wait for; else what is left to do."""
         request = effect.request
-        handshake, peer.handshake = peer.handshake, None
+        handshake = peer.handshake
         secret = handshake.secret if handshake is not None else None
         connected = self._lenient(self._parts.identity.try_connect(request.token or None, secret))
         if (
@@ -358,6 +361,7 @@ class Driver:
             raise SessionEnded(verdict)
         if verdict is None:
             peer.become(standing, self._hub.clock(), self._database_now(), self._settings)
+            peer.handshake = None if peer.kind != "anonymous" else _record(peer.handshake, self._database_now())
             self._hub.go_live(peer)
             self._parts.registry.opened(peer.sid, peer.user)
             if peer.idle:
@@ -655,6 +659,13 @@ class Driver:
 
     def _database_now(self) -> float:
         return self._parts.revocations.database_now()
+
+
+def _record(handshake: Handshake | None, now: float) -> Handshake | None:
+    """What is kept of the handshake of an anonymous connection: it stands in no table."""
+    if handshake is None:
+        return None
+    return Handshake(None, handshake.address, handshake.device[:LONGEST_DEVICE], now)
 
 
 def _let_go(work: Coroutine[Any, Any, None], _task: "asyncio.Task[None]") -> None:

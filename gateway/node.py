@@ -20,6 +20,7 @@ from config.clock import Clock, SystemClock
 from config.redis import Unavailable
 from config.settings import Settings
 from config.tasks import Tasks
+from gateway.anonymous import AnonymousSessions
 from gateway.broker import Broker, StreamPosition
 from gateway.caps import Caps
 from gateway.channels import Channel, Channels, UnknownChannel
@@ -125,6 +126,7 @@ class Node:
         )
         self.driver = Driver(parts, client, version=version, rpc=self.on_rpc, single=self._end_others)
         self._orders = Orders(self.hub, self._joining, self._channels, control, client, revocations.database_now)
+        self.anonymous = AnonymousSessions(self.hub, control)
         self._transport = WebSocketTransport(
             self.hub,
             cookie=cookie,
@@ -157,6 +159,7 @@ class Node:
         self._registry.describe = self._describe
         self._control.on["channels"] = self._answer_channels
         self._orders.listen()
+        self.anonymous.listen()
         revocations.add_listener(hub)
         revocations.on_freeze.append(hub.freeze)
         revocations.on_thaw.append(hub.thaw)

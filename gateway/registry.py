@@ -25,7 +25,7 @@ FORGET = 60.0
 """Seconds after which its name goes, too."""
 
 CHUNK = 1_000
-_SUMS = ("num_connections", "num_sessions", "num_users")
+_SUMS = ("num_connections", "num_sessions", "num_users", "num_anonymous")
 
 # KEYS: info, sessions, users. ARGV: deadline, ttl in ms, info, begin anew, how many are sessions, then name, count, ...
 # Replies whether this node was known, and how many sessions and users stand there now.
@@ -54,12 +54,13 @@ return {known, redis.call('HLEN', KEYS[2]), redis.call('HLEN', KEYS[3])}
 
 
 class Totals(NamedTuple):
-    """Of the cluster. A session or user that is connected to two nodes counts twice."""
+    """Of the cluster. A session or user on two nodes counts twice. `anonymous`: sessions of nobody."""
 
     nodes: int
     connections: int
     sessions: int
     users: int
+    anonymous: int
 
 
 class Counts:
@@ -102,7 +103,7 @@ class Registry:
         self._users = Counts()
         self._whole = True  # the next telling is of everything
         self._told = [0, 0]  # sessions and users, at the last telling
-        self._connections = 0
+        self._connections = self._anonymous = 0  # of these, sessions of nobody
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -134,9 +135,12 @@ class Registry:
 
     def _count(self, sid: str, user: str, by: int) -> None:
         self._connections += by
+        before = sid in self._sessions.live
         self._sessions.add(sid, by)
         if user:
             self._users.add(user, by)
+        else:
+            self._anonymous += (sid in self._sessions.live) - before
 
     # -- all nodes; everything raises Unavailable when Redis is away
 
@@ -189,6 +193,7 @@ class Registry:
             "num_connections": self._connections,
             "num_sessions": len(self._sessions.live),
             "num_users": len(self._users.live),
+            "num_anonymous": self._anonymous,
             **self.describe(),
             "uid": self._node,
         }

@@ -92,7 +92,7 @@ class Registry(Protocol):
     async def user_connections(self, users: Iterable[str]) -> Mapping[str, int]: ...
 
     async def totals(self) -> Any:
-        """An object with `connections`."""
+        """An object with `connections`, and the number of `anonymous` sessions, which stand in no table."""
 
 
 class Confirms:
@@ -145,10 +145,12 @@ class Counter:
         with translated():
             async with self.pool.acquire(timeout=2.0) as connection:
                 sessions, users, ids = await self._read(connection, target, spared)
-        connections = await self._connections(target, ids, spared)
-        if not sessions and not connections and not await self.known(target):
-            raise Problem("not_found")
-        return sessions, connections, users
+        connections, anonymous = await self._connections(target, ids, spared)
+        if not sessions and not await self.known(target):
+            if not connections:
+                raise Problem("not_found")
+            anonymous = int(target.sid is not None)
+        return sessions + anonymous, connections, users
 
     async def known(self, target: Target) -> bool:
         """Whether the database has heard of the session or user, or need not have."""
@@ -186,18 +188,22 @@ class Counter:
         assert record is not None  # noqa: S101 - an aggregate has one row
         return record["sessions"], record["users"], ids
 
-    async def _connections(self, target: Target, ids: list[str], spared: str) -> int | None:
+    async def _connections(self, target: Target, ids: list[str], spared: str) -> tuple[int | None, int]:
+        """Connections, None while Redis is away; and how many sessions of `all` only the nodes know."""
+        anonymous = 0
         try:
-            total = await self._total(target, ids)
+            if target.all:
+                totals = await self.registry.totals()
+                total, anonymous = totals.connections, totals.anonymous
+            else:
+                total = await self._total(target, ids)
             if spared and target.many:
                 total -= (await self.registry.connections([spared])).get(spared, 0)
-            return max(0, total)
+            return max(0, total), anonymous
         except RedisAway:
-            return None
+            return None, anonymous
 
     async def _total(self, target: Target, ids: list[str]) -> int:
-        if target.all:
-            return int((await self.registry.totals()).connections)
         if target.sid is not None:
             return sum((await self.registry.connections([target.sid])).values())
         if target.issued_before is not None:

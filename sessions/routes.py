@@ -22,6 +22,44 @@ Connections = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many live connections each of these sids has, at most 1 s old; a sid without any may be left out."""
 
 
+class AnonymousQuery(msgspec.Struct, frozen=True):
+    """Which sessions of anonymous connections: all, or of a sid or an issuer; from the place `after` on."""
+
+    limit: int
+    sid: str = ""
+    issuer: str = ""
+    after: store.Cursor | None = None
+
+
+class Anonymous(msgspec.Struct, frozen=True):
+    """The session of an anonymous connection, which lives in its node alone. `created_at` is database time."""
+
+    sid: str
+    issuer: str
+    device: str
+    address: str
+    created_at: float
+    idle_for: float
+    connections: int
+
+    def with_(self, other: "Anonymous") -> "Anonymous":
+        """The same session as two connections have it, on whichever nodes."""
+        return msgspec.structs.replace(
+            min(self, other, key=lambda session: session.created_at),
+            idle_for=min(self.idle_for, other.idle_for),
+            connections=self.connections + other.connections,
+        )
+
+
+ListAnonymous = Callable[[AnonymousQuery], Awaitable[Sequence[Anonymous]]]
+"""Those on all nodes that answer, newest first."""
+
+
+async def nobody(_query: AnonymousQuery) -> Sequence[Anonymous]:
+    """Where there are no connections there are no sessions of them."""
+    return ()
+
+
 class SessionView(msgspec.Struct, frozen=True):
     """A session as its login, `/auth/me` and refreshes show it."""
 
@@ -67,7 +105,7 @@ class EndedView(msgspec.Struct, frozen=True):
 
 
 class AnySession(msgspec.Struct, frozen=True):
-    """A session as admins see it. `ended` is null while it is live."""
+    """A session as admins see it. `ended` is null while it is live. An anonymous one has no user and no set end."""
 
     sid: str
     user: str
@@ -77,8 +115,8 @@ class AnySession(msgspec.Struct, frozen=True):
     address: str
     created_at: str
     last_seen_at: str
-    expires_at: str
-    idle_expires_at: str
+    expires_at: str | None
+    idle_expires_at: str | None
     connections: int | None
     ended: EndedView | None
 
@@ -118,6 +156,7 @@ class SessionFilter(Paging, frozen=True, forbid_unknown_fields=True):
     user: str = ""
     sid: str = ""
     issuer: str = ""
+    kind: Literal["", "cookie", "token", "external", "anonymous"] = ""
 
 
 class AuditFilter(Paging, frozen=True, forbid_unknown_fields=True):
@@ -132,10 +171,13 @@ class AuditFilter(Paging, frozen=True, forbid_unknown_fields=True):
 class SessionRoutes:
     """The handlers, over what they need."""
 
-    def __init__(self, sessions: Sessions, pool: Pool, connections: Connections) -> None:
+    def __init__(
+        self, sessions: Sessions, pool: Pool, connections: Connections, anonymous: ListAnonymous = nobody
+    ) -> None:
         self._sessions = sessions
         self._pool = pool
         self._connections = connections
+        self._anonymous = anonymous
 
     def routes(self) -> list[Route]:
         return [
@@ -230,12 +272,26 @@ class SessionRoutes:
     # -- everyone's
 
     async def everyones(self, call: Call[None, SessionFilter]) -> AnySessions:
-        query = call.query
-        by = store.Filter(plain("user", query.user), plain("sid", query.sid), plain("issuer", query.issuer) or None)
-        items, after = await self._sessions.page(by, limit=query.bounded(), after=_cursor(query.after))
-        counts = await self._counts(items)
+        query, limit, after = call.query, call.query.bounded(), _cursor(call.query.after)
+        user, sid, issuer = (plain(name, getattr(query, name)) for name in ("user", "sid", "issuer"))
+        found: list[tuple[store.Cursor, AnySession]] = []
+        more: store.Cursor | None = None
         now = self._sessions.now()
-        return AnySessions([_any(session, counts, now) for session in items], store.write_cursor(after))
+        if query.kind != "anonymous":
+            by = store.Filter(user, sid, issuer or None, query.kind)
+            items, more = await self._sessions.page(by, limit=limit, after=after)
+            counts = await self._counts(items)
+            found += [(place_of(session), _any(session, counts, now)) for session in items]
+        if query.kind in ("", "anonymous") and not user:
+            listed = await self._anonymous(AnonymousQuery(limit + 1, sid, issuer, after))
+            found = sorted(
+                [*found, *((place_of(session), _nobodys(session, now)) for session in listed)],
+                key=lambda entry: entry[0],
+                reverse=True,
+            )
+        if len(found) > limit:
+            more = found[limit - 1][0]
+        return AnySessions([session for _, session in found[:limit]], store.write_cursor(more))
 
     async def audited(self, call: Call[None, AuditFilter]) -> AuditRows:
         query, limit = call.query, call.query.bounded()
@@ -298,6 +354,28 @@ def _any(session: Session, counts: Mapping[str, int] | None, now: float) -> AnyS
         rfc3339(session.idle_expires_at),
         None if counts is None else counts.get(session.sid, 0),
         None if ended is None else EndedView(ended.code, ended.reason, ended.message, rfc3339(ended.at)),
+    )
+
+
+def place_of(session: Session | Anonymous) -> store.Cursor:
+    """Where it stands in the list of all."""
+    return store.Cursor(round(session.created_at * 1e6), session.sid)
+
+
+def _nobodys(session: Anonymous, now: float) -> AnySession:
+    return AnySession(
+        session.sid,
+        "",
+        "anonymous",
+        session.issuer,
+        device_name(session.device),
+        session.address,
+        rfc3339(session.created_at),
+        rfc3339(max(session.created_at, now - session.idle_for)),
+        None,
+        None,
+        session.connections,
+        None,
     )
 
 

@@ -169,6 +169,7 @@ class Filter(NamedTuple):
     subject: str = ""
     sid: str = ""
     issuer: str | None = None
+    kind: str = ""
 
 
 async def page(
@@ -185,7 +186,12 @@ async def page(
 def _page(by: Filter, after: Cursor | None) -> tuple[str, list[Any]]:
     values: list[Any] = []
     where = ["$1::float8 IS NOT NULL" if by.sid else _LIVE]
-    wanted = {"s.subject = {}": by.subject or None, "s.sid = {}": by.sid or None, "s.issuer = {}": by.issuer}
+    wanted = {
+        "s.subject = {}": by.subject or None,
+        "s.sid = {}": by.sid or None,
+        "s.issuer = {}": by.issuer,
+        "s.kind = {}": by.kind or None,
+    }
     for condition, value in wanted.items():
         if value is not None:
             values.append(value)

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("flush",),
     ("hub",),
     ("broker", "history", "presence", "registry", "control"),
-    ("joining", "caps"),
+    ("joining", "caps", "anonymous"),
     ("orders", "driver"),
     ("transports",),
     ("node",),

@@ -43,7 +43,7 @@ async def test_connections_are_summed_over_nodes(open_registry: OpenRegistry) ->
     for each in (a, b):
         assert await each.connections(["s1", "s2", "s3", "s4"]) == {"s1": 3, "s2": 1, "s3": 1, "s4": 0}
         assert await each.user_connections(["u1", "u2", "u3"]) == {"u1": 3, "u2": 1, "u3": 0}
-        assert await each.totals() == Totals(nodes=2, connections=5, sessions=4, users=3)
+        assert await each.totals() == Totals(nodes=2, connections=5, sessions=4, users=3, anonymous=1)
     assert await a.connections([]) == {}
     a.closed("s1", "u1")
     a.closed("s2", "")
@@ -184,6 +184,7 @@ async def test_nodes_tell_of_themselves(open_registry: OpenRegistry, pipe: Pipe)
         "num_connections": 1,
         "num_sessions": 1,
         "num_users": 1,
+        "num_anonymous": 0,
     }
     assert second["uid"] == "b"
     await pipe.call("FLUSHALL")
