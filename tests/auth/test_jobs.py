@@ -91,7 +91,7 @@ async def test_jobs_are_for_admins(house: House) -> None:
         ("POST", f"/admin/jobs/{uuid4()}/retry"),
         ("DELETE", f"/admin/jobs/{uuid4()}"),
     ):
-        body = {} if method == "POST" else None
+        body: dict[str, str] | None = {} if method == "POST" else None
         assert (await house.call(method, path, body)).status == 401
         assert (await house.call(method, path, body, token=person)).code == "forbidden"
         if method != "GET":
