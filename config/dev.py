@@ -224,9 +224,11 @@ def filled(settings: Settings, found: Running) -> Settings:
     return with_values(fill(settings, found.secrets, port=settings.http_server.port), values)
 
 
-def fill(settings: Settings, kept: Secrets, *, port: int) -> Settings:
+def fill(settings: Settings, kept: Secrets, *, port: int, mail: Path | None = None) -> Settings:
     """The settings with what dev fills in where it is unset. The demo namespaces and the local origins are added to
-    those that are set, as the demo page needs them; a namespace of the same name wins over the demo's."""
+    those that are set, as the demo page needs them; a namespace of the same name wins over the demo's. Letters are
+    written into the folder `mail` unless there is a mail server."""
+    page = f"http://127.0.0.1:{port}/"
     made: dict[str, Any] = {
         "sessions.secret_key": kept.secret_key,
         "auth.pepper": kept.pepper,
@@ -234,7 +236,13 @@ def fill(settings: Settings, kept: Secrets, *, port: int) -> Settings:
         "auth.register_per_address_per_hour": 0,
         "auth.hash_queue": 64,
         "http_server.shutdown_timeout": 5.0,
+        "mail.sender": "Wardgate <no-reply@wardgate.invalid>",
+        "mail.verify_email_link": f"{page}#verify={{token}}",
+        "mail.reset_password_link": f"{page}#reset={{token}}",
+        "mail.change_email_link": f"{page}#email={{token}}",
     }
+    if mail is not None and not settings.mail.smtp_host:
+        made["mail.folder"] = str(mail)
     values = {path: value for path, value in made.items() if not is_set(settings, path)}
     if not settings.sessions.secret_key.get_secret_value():  # set, to nothing: nothing could be sealed with that
         values["sessions.secret_key"] = kept.secret_key

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from email.utils import formataddr, parseaddr
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -74,6 +75,21 @@ def ecdsa_public_key(value: str) -> str:
     return value
 
 
+def sender(value: str) -> str:
+    """Who a letter is from: `Name <mailbox@domain>` or `mailbox@domain`, or nothing."""
+    name, address = parseaddr(value)
+    if value and (not re.fullmatch(r"[^@\s]+@[^@\s]+", address) or not value.isprintable()):
+        raise ValueError('an address like "Example <no-reply@example.org>"')
+    return formataddr((name, address)) if value else ""
+
+
+def link(value: str) -> str:
+    """A page of the application's, with `{token}` where the token goes; or nothing."""
+    if value and (not value.startswith(("https://", "http://")) or value.count("{token}") != 1):
+        raise ValueError('a link like "https://example.org/reset#{token}"')
+    return value
+
+
 def _distinct(what: str, names: Iterator[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -88,6 +104,8 @@ Network = Annotated[str, AfterValidator(network)]
 Regex = Annotated[str, AfterValidator(regex)]
 RsaKey = Annotated[str, AfterValidator(rsa_public_key)]
 EcdsaKey = Annotated[str, AfterValidator(ecdsa_public_key)]
+Link = Annotated[str, AfterValidator(link)]
+Sender = Annotated[str, AfterValidator(sender)]
 
 
 class Section(BaseModel):
@@ -275,6 +293,29 @@ class Auth(Section):
     register_per_address_per_hour: Count = 20
 
 
+class Mail(Section):
+    """How letters go out. With `folder` they are only written there, for development."""
+
+    smtp_host: str = ""
+    smtp_port: Annotated[int, Field(ge=1, le=65535)] = 587
+    smtp_username: str = ""
+    smtp_password: Secret = Secret("")
+    smtp_tls: Literal["starttls", "implicit", "none"] = "starttls"
+    sender: Sender = ""
+    product: str = "Wardgate"
+    language: Literal["en", "de"] = "en"
+    templates: str = ""
+    folder: str = ""
+    verify_email_link: Link = ""
+    reset_password_link: Link = ""
+    change_email_link: Link = ""
+
+    @property
+    def on(self) -> bool:
+        """Whether letters go anywhere."""
+        return bool(self.folder or self.smtp_host)
+
+
 class Log(Section):
     level: Literal["none", "trace", "debug", "info", "warn", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -292,6 +333,7 @@ class Settings(Section):
     channel: Channel = Channel()
     sessions: Sessions = Sessions()
     auth: Auth = Auth()
+    mail: Mail = Mail()
     log: Log = Log()
 
     @model_validator(mode="after")
@@ -361,6 +403,10 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     yield "auth.bcrypt_cost", s.auth.bcrypt_cost < MIN_BCRYPT_COST, f"must be {MIN_BCRYPT_COST} or more"
     unlimited = s.auth.local_accounts and s.auth.registration and not s.auth.register_per_address_per_hour
     yield "auth.register_per_address_per_hour", unlimited, "0 lets one address make accounts without end"
+    yield "mail.sender", bool(s.mail.smtp_host) and not s.mail.sender, "is needed to send mail"
+    clear_password = s.mail.smtp_tls == "none" and bool(s.mail.smtp_password.get_secret_value())
+    yield "mail.smtp_tls", clear_password, '"none" sends the password in clear'
+    yield "mail.folder", bool(s.mail.folder), "keeps letters with links that log in: it is for development"
     for path, token in _tokens(s):
         clear = token.jwks_public_endpoint.startswith("http://")
         yield f"{path}.jwks_public_endpoint", clear, "keys that come over plain http can be anyone's: use https"

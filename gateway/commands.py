@@ -149,7 +149,7 @@ class _Development:
         http = self._settings.http_server
         sockets = _listen(http.address, self._wanted_port)
         port = int(sockets[0].getsockname()[1])
-        self._settings = folders.fill(self._settings, self._folder.secrets, port=port)
+        self._settings = folders.fill(self._settings, self._folder.secrets, port=port, mail=self._folder.path / "mail")
         if sys.stderr.isatty() and not is_set(self._settings, "log.format"):
             self._settings = with_values(self._settings, {"log.format": "console"})
         logging.configure(self._settings.log, node="supervisor")
