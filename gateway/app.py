@@ -199,6 +199,7 @@ class App:
         await _started(stack, self.registry)  # from here on others see the node and ask it: it can answer
         await _started(stack, control)
         self.reconciliation = await _started(stack, Reconciliation(pool, self.revocations, self.node.hub))
+        self.revocations.on_closed.append(metrics.close_seconds.observe)
         self.sampler = metrics.Sampler(
             [
                 self.node,
@@ -249,7 +250,7 @@ class App:
         return ""
 
     def figures(self) -> Mapping[str, float]:
-        return {"ready": float(not self._why())}
+        return {"nodes": 1.0, "ready": float(not self._why())}
 
     async def _sample(self) -> None:
         try:

@@ -51,7 +51,6 @@ class Gate:
             self.frozen = True
             self.since = now
             self._thawed.clear()
-            log.warning("frozen")
 
     def thaw(self, now: float) -> bool:
         """Whether the lease is fresh again after a freeze."""
@@ -59,7 +58,6 @@ class Gate:
             return False
         self.frozen = False
         self._thawed.set()
-        log.info("thawed", seconds=round(now - self.since, 3))
         return True
 
     async def thawed(self) -> None:

@@ -35,6 +35,8 @@ COUNTERS: Mapping[str, str] = {
     "clock_steps": "Steps of the database's clock against ours of more than 2 s",
     "invariant_violations": "Live connections found whose session the log had ended before. Each is closed",
     "sessions_reconciled": "Sessions of live connections that were compared with the database",
+    "commits_lost": "Times that rows of the log which this node had applied were gone (a failover); they are put back",
+    "processes_removed": "Dead processes whose registration this node removed",
     "bus_reconnects": "Times that the pub/sub connection was made again",
     "bus_malformed": "Frames on the bus that could not be read",
     "jobs_done": "Jobs that were done",
@@ -53,6 +55,7 @@ GAUGES: Mapping[str, tuple[str, Mode]] = {
     "applied_lag": ("Rows known but not applied, of the worst node", "livemax"),
     "frozen": ("Nodes that are frozen", "livesum"),
     "policy_serve": ("Nodes that run with sessions.policy = serve", "livesum"),
+    "nodes": ("Nodes that run", "livesum"),
     "ready": ("Nodes that are ready", "livesum"),
     "redis_up": ("Nodes whose hints are heard", "livesum"),
     "loop_lag_seconds": ("How late the event loop ran its last timer, of the worst node", "livemax"),
@@ -70,6 +73,11 @@ request_seconds = Histogram(
     _PREFIX + "http_request_seconds",
     "Time to answer an HTTP request",
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+)
+close_seconds = Histogram(
+    _PREFIX + "close_seconds",
+    "Time from the commit of a revocation to its taking effect on this node: its connections are out of every list",
+    buckets=(0.005, 0.02, 0.05, 0.15, 0.5, 1.5, 5.25, 15),
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -15,7 +15,7 @@ import structlog
 from config.clock import Clock
 from sessions.lease import Unreadable
 from sessions.memory import KEEP, Memory, Place
-from sessions.model import Row
+from sessions.model import Kind, Row
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +61,8 @@ class Applier:
         self.memory: Memory | None = None
         self.closers: list[Closer] = []
         self.applied = 0  # rows, for the metrics
+        self.rewinds = 0
+        self.on_closed: list[Callable[[float], None]] = []  # seconds from the commit of a row to its taking effect
         self.blocked = ""  # why the next row cannot be applied, "" when it can
         self._clock = clock
         self._database_now = database_now
@@ -101,6 +103,7 @@ class Applier:
     def rewind(self, to: Place) -> None:
         """4c, after the server was asked what it still has."""
         assert self.memory is not None  # noqa: S101 - there is something to go back from
+        self.rewinds += 1
         log.critical("commits_lost", applied=self.memory.applied.seq, back_to=to.seq)
         if self.memory.rewind(to):
             for closer in self.closers:
@@ -127,6 +130,9 @@ class Applier:
                 log.exception("row_not_applied", seq=row.seq)
                 return False
         self.applied += 1
+        if row.at and row.kind is not Kind.ERA:
+            for tell in self.on_closed:
+                tell(max(0.0, self._database_now() - row.at))
         if row.receipt:
             tally = self._tallies.pop(row.receipt, None) or Tally(0, 0.0, now)
             tally.closed += closed

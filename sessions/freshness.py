@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 class Freshness:
     """`until` is what the gate compares (boottime): the lease's end, or inf under policy "serve" once there was one."""
 
-    def __init__(self, clock: Clock, policy: Literal["freeze", "serve"]) -> None:
+    def __init__(self, clock: Clock, policy: Literal["freeze", "serve"], why: Callable[[], str] = str) -> None:
         self.until = 0.0
         self.lease_until = 0.0
         self.frozen = True
@@ -27,6 +27,7 @@ class Freshness:
         self.on_freeze: list[Callable[[], None]] = []
         self.on_thaw: list[Callable[[], None]] = []
         self._clock = clock
+        self._why = why
         self._serve = policy == "serve"
         self._timer: asyncio.TimerHandle | None = None
 
@@ -37,11 +38,13 @@ class Freshness:
             self.until = math.inf if self._serve else self.lease_until
 
     def stop(self) -> None:
-        """Freeze for good: this process ends."""
+        """Freeze for good: this process ends. That is no alarm."""
         self._serve = False
         self.until = self.lease_until = 0.0
-        self.check()
         self._disarm()
+        if not self.frozen:
+            self.frozen = True
+            self._tell(self.on_freeze)
 
     def check(self) -> None:
         """Tell of an edge that was passed, and come again when the lease ends."""
@@ -49,6 +52,10 @@ class Freshness:
         if (left <= 0.0) != self.frozen:
             self.frozen = left <= 0.0
             self.freezes += self.frozen
+            if self.frozen:
+                log.error("frozen", why=self._why())
+            else:
+                log.info("thawed")
             self._tell(self.on_freeze if self.frozen else self.on_thaw)
         if left <= 0.0:
             self._disarm()
@@ -65,7 +72,6 @@ class Freshness:
             self._timer = None
 
     def _tell(self, callbacks: list[Callable[[], None]]) -> None:
-        (log.warning if self.frozen else log.info)("frozen" if self.frozen else "thawed")
         for callback in callbacks:
             try:
                 callback()

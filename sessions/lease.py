@@ -146,6 +146,7 @@ class Offset:
 
     def __init__(self) -> None:
         self.value: float | None = None
+        self.found = 0.0  # by the last sample that was good enough
         self.steps = 0
         self.stepped = False
 
@@ -153,7 +154,7 @@ class Offset:
         """A step of more than 2 s against what is held leaves it as it is."""
         if arrived - sent > _SLOW and self.value is not None:
             return
-        found = database - (sent + arrived) / 2
+        self.found = found = database - (sent + arrived) / 2
         stepped = self.value is not None and abs(found - self.value) > STEP
         if stepped and not self.stepped:
             self.steps += 1

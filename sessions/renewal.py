@@ -178,7 +178,10 @@ class Renewal:
         arrived = self._clock.now()
         self._applier.reported(counts)
         reply = _reply(records)
+        steps = self.offset.steps
         self.offset.sample(reply.now, sent=sent, arrived=arrived)
+        if self.offset.steps > steps:
+            log.error("clock_step", seconds=round(self.offset.found - (self.offset.value or 0.0), 3))
         self.chain = reply.head.chain
         self.renewals += 1
         pause = await self._carry_out(connection, reply, sent, arrived)

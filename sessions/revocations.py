@@ -158,10 +158,11 @@ class Revocations:
         self._clock = clock
         self._prefix = prefix
         self._secrets = secrets
-        self._freshness = Freshness(clock, policy)
+        self._freshness = Freshness(clock, policy, lambda: self.why)
         self.on_freeze = self._freshness.on_freeze
         self.on_thaw = self._freshness.on_thaw
         self._applier = Applier(clock, self.database_now)
+        self.on_closed = self._applier.on_closed
         self._hints = Hints(
             bus,
             pipe,
@@ -184,6 +185,7 @@ class Revocations:
         self._committer = Committer(pool, self._committed)
         self._receipts = Receipts(pool, lambda: self._renewal.lease, clock=clock, node=node)
         self._watch = Watch()
+        self._removed = 0
         self._tasks = Tasks()
         self._putting_back: asyncio.Task[None] | None = None
         self._put_back_after = 0.0
@@ -454,7 +456,8 @@ class Revocations:
                     await registration.settle(connection, start)
                 for process in dead:
                     if process.node != self.node and await registration.remove_dead(connection, process):
-                        log.warning("process_removed", node=process.node)
+                        self._removed += 1
+                        log.error("process_removed", dead=process.node)
 
     async def _prune(self) -> None:
         while True:
@@ -491,5 +494,7 @@ class Revocations:
             "policy_serve": float(self.policy == "serve"),
             "redis_up": float(self._hints.heard),
             "receipts_open": len(self._receipts),
+            "commits_lost": self._applier.rewinds,
+            "processes_removed": self._removed,
             "log_lost": float(self._renewal.lost),
         }

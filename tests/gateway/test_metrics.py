@@ -28,7 +28,12 @@ def value(name: str) -> float:
 def test_the_documented_names_are_the_real_ones() -> None:
     documented = set(re.findall(r"`(wardgate_\w+)", DOCUMENTED.read_text()))
     real = {f"wardgate_{name}_total" for name in COUNTERS} | {f"wardgate_{name}" for name in GAUGES}
-    labelled = {"wardgate_disconnects_total", "wardgate_http_requests_total", "wardgate_http_request_seconds"}
+    labelled = {
+        "wardgate_disconnects_total",
+        "wardgate_http_requests_total",
+        "wardgate_http_request_seconds",
+        "wardgate_close_seconds",
+    }
     assert documented == real | labelled
 
 

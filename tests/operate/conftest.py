@@ -1,5 +1,16 @@
-"""A whole worker in this process, and the alarms that it raises."""
+"""A whole worker in this process, or a cluster of what lies below it, and servers that may be killed."""
 
 from tests.live.conftest import live_settings, start, worker
+from tests.revocation.conftest import cluster, own_database, own_place, own_postgres, own_redis, own_valkey
 
-__all__ = ["live_settings", "start", "worker"]
+__all__ = [
+    "cluster",
+    "live_settings",
+    "own_database",
+    "own_place",
+    "own_postgres",
+    "own_redis",
+    "own_valkey",
+    "start",
+    "worker",
+]
