@@ -69,7 +69,7 @@ class Applier:
         self._tallies: dict[str, Tally] = {}  # oldest first
         self._due: dict[str, Tally] = {}  # those that PostgreSQL does not have as they are
 
-    def take(self, row: Row) -> bool:
+    def take(self, row: Row, *, by_lease: bool = False) -> bool:
         """Draw the consequences of `row` unless that was done before. False: they could not be drawn."""
         memory = self.memory
         if memory is None:
@@ -78,7 +78,7 @@ class Applier:
         if memory.news(row) and not self._close(row, now):
             return False
         memory.remember(row, now)
-        memory.advance(row, now)
+        memory.advance(row, now, by_lease=by_lease)
         return True
 
     def take_all(self, rows: Iterable[Row | Unreadable]) -> int:
@@ -92,7 +92,7 @@ class Applier:
                 log.error("row_unreadable", seq=row.seq, min_version=row.min_version)
                 break
             new = self.memory.news(row)
-            if not self.take(row):
+            if not self.take(row, by_lease=True):
                 break
             news += new
             if not self.memory.contains(Place(row.seq, row.id)) and row.seq > self.memory.applied.seq:
@@ -156,6 +156,10 @@ class Applier:
         for id, tally, changes in due:
             if tally.changes == changes:
                 self._due.pop(id, None)
+
+    def report_again(self) -> None:
+        """The database is another one: it may not have what was reported."""
+        self._due.update(self._tallies)
 
     def prune(self) -> None:
         """Forget rows and counts that are old enough."""

@@ -20,6 +20,8 @@ from sessions.model import ERA, Ended, Kind, Position, Row
 KEEP = 15 * 60.0
 """How long a row is remembered, at least (seconds of the process's own clock), unless there are more than MOST."""
 MOST = 200_000
+ERAS = 16
+"""How many eras before the floor's own are known by their ids: each is a failover or a restart of the database."""
 
 
 class Again(Enum):
@@ -82,12 +84,13 @@ class _Index:
 
 
 class Memory:
-    """The log over (floor, applied], and loose rows. Starts empty at the first head that was read (2c)."""
+    """The log over (floor, applied], and loose rows. Starts empty at the first head that was read (2c); `eras` are the
+    era rows before it."""
 
-    def __init__(self, head: Place, era_id: str) -> None:
+    def __init__(self, head: Place, era_id: str, eras: Iterable[Place] = ()) -> None:
         self.floor = head
         self.applied = head
-        self._eras = {era_of(head.seq): era_id}
+        self._eras = {era_of(place.seq): place.id for place in eras} | {era_of(head.seq): era_id}
         self._chain: deque[tuple[Row, float]] = deque()
         self._ids: dict[int, str] = {}  # of the chain, by seq
         self._known: dict[str, Row] = {}  # chain and loose, by id
@@ -165,20 +168,28 @@ class Memory:
         self._fitting[row.previous] = row.id
         self._index(row, add=True)
 
-    def advance(self, row: Row, now: float) -> bool:
+    def advance(self, row: Row, now: float, *, by_lease: bool = False) -> bool:
         """The gap rule (3): take `row` onto the chain if the row before it is applied, then hinted rows that follow.
 
-        Rows that a failover took off come back only by themselves, from the lease. Says whether `applied` moved.
+        Rows that a failover took off come back only by themselves, from the lease. So do eras: a row that was put back
+        has had two places, an era is not next to the row before it, and its `previous` does not say which place it
+        means; the lease's statement has compared it. Says whether `applied` moved.
         """
         before = self.applied
-        if row.previous == self.applied.id and row.seq > self.applied.seq:
+        if self._follows(row) or (by_lease and row.kind is Kind.ERA and self._after(row)):
             self._link(row, now)
         while self.applied.id in self._fitting:
             following = self._known[self._fitting[self.applied.id]]
-            if following.seq <= self.applied.seq:
+            if not self._follows(following):
                 break
             self._link(following, now)
         return self.applied != before
+
+    def _after(self, row: Row) -> bool:
+        return row.previous == self.applied.id and row.seq > self.applied.seq
+
+    def _follows(self, row: Row) -> bool:
+        return self._after(row) and row.seq == self.applied.seq + 1
 
     def _link(self, row: Row, now: float) -> None:
         self.remember(row, now)
@@ -212,7 +223,7 @@ class Memory:
             self._index(row, add=False)
             self.floor = Place(row.seq, row.id)
             gone += 1
-        for number in [n for n in self._eras if n < era_of(self.floor.seq)]:
+        for number in sorted(n for n in self._eras if n < era_of(self.floor.seq))[:-ERAS]:
             del self._eras[number]
         return gone
 
@@ -239,10 +250,14 @@ class Memory:
         """The id of the era row that `seq`, which is on this chain, stands under."""
         return self._eras[era_of(seq)]
 
+    def eras(self) -> list[Place]:
+        """The era rows of this chain as far as they are known, newest first."""
+        return [Place(number * ERA, self._eras[number]) for number in sorted(self._eras, reverse=True)]
+
     def rewind(self, to: Place) -> bool:
-        """4c: back to `to`, which is on this chain. Rows after it become loose: they go on judging until they are put
-        back. A bound of an era that is lost with them is cut down to that era's begin, where the next one may begin
-        again. Says whether an era was lost."""
+        """4c: back to `to`, which is on this chain, or before its floor and on the same log. Rows after it become
+        loose: they go on judging until they are put back. A bound of an era that is lost with them is cut down to that
+        era's begin, where the next one may begin again. Says whether an era was lost."""
         number = era_of(to.seq)
         limit = (number + 1) * ERA
         era_lost = any(n > number for n in self._eras)
@@ -256,6 +271,8 @@ class Memory:
         for n in [n for n in self._eras if n > number]:
             del self._eras[n]
         self.applied = to
+        if to.seq < self.floor.seq:
+            self.floor = to
         return era_lost
 
     def _loosen(self, row: Row, since: float, limit: int) -> None:

@@ -20,8 +20,8 @@ from sessions import registration
 from sessions.applier import Applier
 from sessions.lease import Head, Lease, Next, Offset, Reply
 from sessions.log import COLUMNS, row_of
-from sessions.memory import Memory, Place, last_present
-from sessions.model import ERA, Row
+from sessions.memory import ERAS, Memory, Place, last_present
+from sessions.model import ERA, Kind, Row
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -61,6 +61,21 @@ ORDER BY l.seq
 _WHICH = f"""
 SELECT l.seq, l.id FROM unnest($1::bigint[], $2::uuid[], $3::uuid[]) AS p (seq, id, era)
 JOIN revocation_log l USING (seq, id) JOIN revocation_log e ON e.seq = p.seq - p.seq % {ERA} AND e.id = p.era
+"""  # noqa: S608 - no value is put into the text
+
+_ERAS = f"""
+SELECT l.seq, l.id, extract(epoch FROM pg_postmaster_start_time())::float8 AS start
+FROM revocation_log l WHERE l.kind = {Kind.ERA:d} AND l.seq <= $1 ORDER BY l.seq DESC LIMIT {ERAS}
+"""  # noqa: S608 - no value is put into the text
+
+# An era is written under one server start, and a server that lost rows begins another: what it has of an era that it
+# shares with us is the beginning of what we had.
+_FORK = f"""
+SELECT l.seq, l.id FROM unnest($1::bigint[], $2::uuid[]) AS k (seq, id) JOIN revocation_log e USING (seq, id)
+CROSS JOIN LATERAL (
+    SELECT seq, id FROM revocation_log WHERE seq BETWEEN e.seq AND e.seq + {ERA - 1} ORDER BY seq DESC LIMIT 1
+) l
+ORDER BY e.seq DESC LIMIT 1
 """  # noqa: S608 - no value is put into the text
 
 LOST = "lost: the database has no row of the log that this process remembers"
@@ -236,14 +251,24 @@ class Renewal:
                 self._on_reply(())
                 return self._pause(news=0, behind=False)
             case Next.APPLY:
+                await self._begin(connection, reply)
                 pause = self._apply(reply, sent)
                 await self._vouch(connection, reply.head)
                 return pause
 
+    async def _begin(self, connection: Connection, reply: Reply) -> None:
+        """Memory starts at the first head, and knows the eras before it."""
+        if self._applier.memory is not None:
+            return
+        found = await self._patiently(connection.fetch(_ERAS, reply.head.place.seq))
+        if any(record["start"] != reply.start for record in found):
+            raise ConnectionError("the server was changed in between")
+        eras = [Place(record["seq"], record["id"].hex) for record in found]
+        self._applier.memory = Memory(reply.head.place, reply.head.era_id, eras)
+
     def _apply(self, reply: Reply, sent: float) -> float:
         applier = self._applier
-        if applier.memory is None:
-            applier.memory = Memory(reply.head.place, reply.head.era_id)
+        assert applier.memory is not None  # noqa: S101 - it has begun
         news = applier.take_all(reply.rows)
         self.lease.settle(applier.memory)
         applier.prune()
@@ -269,9 +294,15 @@ class Renewal:
         return False
 
     async def _doubt(self, connection: Connection, head: Head) -> None:
-        """4d: without a common row this process stays frozen until somebody vouches for what the database has, and
-        then begins anew, as one that was just started. The head row stops to vouch for it, so that no other starts."""
+        """4d: without a common row this process stays frozen until somebody vouches for what the database has. Then it
+        goes on from before its floor, or begins anew, as one that was just started. The head row stops to vouch for
+        it, so that no other starts."""
         if head.vouched == head.origin and (self._doubted or self.lease.origin != head.origin):
+            if await self._fork(connection):
+                self.lost = self._doubted = False
+                self.why = ""
+                self._on_reply(())
+                return
             lost = self._applier.begin_anew()
             self.lease.origin, self.lost, self.why = "", False, "lease: begins anew"
             self._on_reply(lost)
@@ -284,6 +315,16 @@ class Renewal:
         if head.vouched == head.origin:
             await self._patiently(registration.doubt(connection, head.origin))
         self._doubted = True
+
+    async def _fork(self, connection: Connection) -> bool:
+        """4c: to the last row before the floor that the server has, if both know of a common era."""
+        memory = self._applier.memory
+        assert memory is not None  # noqa: S101 - a pair was sent
+        known = memory.eras()
+        found = await self._patiently(connection.fetch(_FORK, [e.seq for e in known], [e.id for e in known]))
+        if found:
+            self._applier.rewind(Place(found[0]["seq"], found[0]["id"].hex))
+        return bool(found)
 
     async def _vouch(self, connection: Connection, head: Head) -> None:
         """4d: whoever remembers, and has put back what was lost, says that this database may be served from."""

@@ -187,6 +187,7 @@ class Revocations:
         self._watch = Watch()
         self._removed = 0
         self._tasks = Tasks()
+        self._server = 0.0  # the start of the one that was renewed against last
         self._putting_back: asyncio.Task[None] | None = None
         self._put_back_after = 0.0
 
@@ -397,8 +398,19 @@ class Revocations:
         if self._hints.envelope is None and self._renewal.chain:
             self._hints.envelope = Envelope(self._secrets, prefix=self._prefix, chain=self._renewal.chain)
         self._grant()
+        if self._renewal.lease.start != self._server:
+            self._served_by(self._renewal.lease.start)
         if lost:
             self._put_back(lost)
+
+    def _served_by(self, start: float) -> None:
+        """Another server has taken over, or the same one was started again: it may have lost what it was told, and
+        connections of the pool may still lead to the one before, which answers reads and takes no writes."""
+        if self._server:
+            log.warning("server_changed")
+            self._applier.report_again()
+            self._tasks.once("revocations: pool", self._pool.expire_connections())
+        self._server = start
 
     def _not_renewed(self) -> None:
         self._watch.reset()

@@ -43,6 +43,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--faults", default="", help=f"some of {','.join(FAULTS)}")
     parser.add_argument("--mutate", default="-", choices=["-", *MUTATIONS])
     parser.add_argument("--lease", type=float, default=0.0, help="L in seconds instead of the seed's")
+    parser.add_argument(
+        "--standby", default="", choices=["", "sync", "async"], help="PostgreSQL's instead of the seed's"
+    )
     parser.add_argument("--replay", type=Path, help="a schedule.json of before")
     parser.add_argument("--shrink", type=int, default=12, help="at most so many runs to shrink a violating schedule")
     return parser.parse_args(given)
@@ -56,7 +59,14 @@ def schedules(wanted: argparse.Namespace) -> list[Schedule]:
     count = max(1, round(wanted.minutes * 60 / RUN))
     seconds = min(RUN, wanted.minutes * 60)
     return [
-        make(wanted.seed + n, seconds=seconds, nodes=wanted.nodes, faults=names, lease=wanted.lease)
+        make(
+            wanted.seed + n,
+            seconds=seconds,
+            nodes=wanted.nodes,
+            faults=names,
+            lease=wanted.lease,
+            standby=wanted.standby,
+        )
         for n in range(count)
     ]
 

@@ -13,6 +13,9 @@
 A frame breaks I1 or I2 if its `cause` was sent after the bound: it cannot have been authorised before, so no slack and
 no allowance of I4. It breaks them too if it begins beyond a `Mark` that was taken after the bound and came later than
 SLACK after that mark; there I4 allows one, unless every process had acknowledged (then they had closed before).
+
+A failover may lose the last commits. A revocation among them that only time had confirmed holds again from L + d after
+a process that remembers has put it back; if a process died meanwhile, perhaps nobody does. A login among them is none.
 """
 
 from collections import defaultdict
@@ -26,6 +29,7 @@ from tests.campaign.history import (
     Delivered,
     Dialled,
     Event,
+    Failover,
     FaultBegan,
     FaultEnded,
     Frame,
@@ -110,6 +114,7 @@ class Checker:
         self.connections = {e.conn: Connection(e) for e in self._all(Dialled)}
         self.revocations = {e.id: Revocation(e) for e in self._all(Revoking)}
         self.faults = self._faults()
+        self.failovers = list(self._all(Failover))
         self.quiet = next((e.at for e in self._all(Quiet)), None)
         for event in history.events:
             self._sort(event)
@@ -163,9 +168,33 @@ class Checker:
         answer = revocation.answer
         if answer is None or not revocation.happened or revocation.asked.rights:
             return
+        again = self._again(revocation)
+        if again is None:
+            return
         if answer.state == "confirmed":
-            yield "I1", answer.at, answer.by == "acks"
-        yield "I2", answer.at + self.history.lease + self.history.drift, False
+            yield "I1", answer.at if answer.by == "acks" else max(answer.at, again), answer.by == "acks"
+        yield "I2", max(answer.at + self.history.lease + self.history.drift, again), False
+
+    # -- failovers
+
+    def _lost(self, since: float, until: float) -> Failover | None:
+        """The failover that may have lost what was committed between these times."""
+        return next((f for f in self.failovers if f.since < f.at and f.since <= until and since <= f.at), None)
+
+    def _again(self, revocation: Revocation) -> float | None:
+        """From when on a revocation holds again that a failover may have lost; None: perhaps nobody remembers."""
+        assert revocation.answer is not None
+        lost = self._lost(revocation.asked.at, revocation.answer.at)
+        if lost is None:
+            return 0.0
+        if any(s.began.kills and s.began.at <= lost.settled and lost.since <= s.end for s in self.faults):
+            return None
+        return lost.settled + self.history.lease + self.history.drift
+
+    def _login_lost(self, sid: str, at: float) -> bool:
+        login = self.logins.get(sid)
+        lost = self._lost(login.sent, login.at) if login is not None else None
+        return lost is not None and at >= lost.since
 
     def _frames_after_the_end(self) -> Iterator[Violation]:
         for revocation in self.revocations.values():
@@ -238,6 +267,8 @@ class Checker:
     def _wrong(self, connection: Connection, end: Closed) -> str:
         """What is wrong with this end, "" if nothing is."""
         dialled = connection.dialled
+        if self._login_lost(dialled.sid, end.at):
+            return ""
         if end.code // 100 == 45:
             return "" if self._may_be_over(dialled, end) else f"closed with {end.code} {end.reason}, and nobody asked"
         if connection.live_at is None:
@@ -327,8 +358,10 @@ class Checker:
             return
         for revocation in self.revocations.values():
             answer, receipt = revocation.answer, revocation.receipt
-            if answer is None or not answer.receipt or not revocation.happened:
+            if answer is None or not answer.receipt or not revocation.happened or self._again(revocation) is None:
                 continue
+            if not revocation.asked.sids and self._again(revocation):
+                continue  # it may have had no row that could be put back
             if receipt is None or not receipt.state:
                 yield Violation("receipts", answer.at, f"#{answer.id} happened and has no receipt")
                 continue
@@ -369,7 +402,12 @@ class Checker:
     def _in_the_end(self) -> Iterator[Violation]:
         if self.quiet is None:
             return
-        over = {sid for r in self.revocations.values() if r.happened and not r.asked.rights for sid in r.asked.sids}
+        over = {
+            sid
+            for r in self.revocations.values()
+            if r.happened and not r.asked.rights and self._again(r) is not None
+            for sid in r.asked.sids
+        }
         for sid in over:
             for connection in self.by_sid[sid]:
                 if connection.end is None and connection.live_at is not None:

@@ -14,11 +14,13 @@ from typing import Any
 
 import asyncpg
 
-from tests.campaign.history import FaultBegan, FaultEnded
+from tests.campaign.history import Failover, FaultBegan, FaultEnded
 from tests.campaign.people import People
+from tests.campaign.standby import Database
 from tests.campaign.world import World
 
-LATE = 0.02
+PUT_BACK = 4.0
+"""Seconds after a failover in which whoever remembers must have put back what was lost."""
 
 
 class Faults:
@@ -161,7 +163,7 @@ class Faults:
             return
         os.kill(pid, signal.SIGKILL)
         here.valkey.garble = 1.0 if deaf else 0.0
-        here.postgres.stall = deaf
+        self._stall(node, deaf)
         try:
             async with self._in_force(name, kills={node}, note=f"node {node}"):
                 await self.world.until(lambda: self._back(node, pid), 20, every=0.02)
@@ -169,7 +171,12 @@ class Faults:
                 for session in self._dead()[-6:]:
                     self.world.keep(self.people.ghost(session, node))
         finally:
-            here.valkey.garble, here.postgres.stall = 0.0, False
+            here.valkey.garble = 0.0
+            self._stall(node, False)
+
+    def _stall(self, node: int, stalled: bool) -> None:
+        for proxy in self.world.nodes[node].postgres:
+            proxy.stall = stalled
 
     async def _back(self, node: int, before: int) -> bool:
         pid = self.world.nodes[node].pid
@@ -227,7 +234,7 @@ class Faults:
 
     async def _f11(self, name: str, seconds: float, node: int, servers: str, how: str) -> None:
         here = self.world.nodes[node]
-        both = {"postgres": [here.postgres], "redis": [here.valkey], "both": [here.postgres, here.valkey]}[servers]
+        both = {"postgres": here.postgres, "redis": [here.valkey], "both": [*here.postgres, here.valkey]}[servers]
         for proxy in both:
             match how:
                 case "cut":
@@ -262,7 +269,7 @@ class Faults:
                     await self._full(name, seconds)
 
     async def _killed(self, name: str, seconds: float) -> None:
-        self.world.signal_postgres(signal.SIGKILL)
+        self.world.postgres.signal(signal.SIGKILL)
         try:
             async with self._in_force(name, blinds=self._all, note="kill"):
                 await asyncio.sleep(seconds)
@@ -270,13 +277,12 @@ class Faults:
             await self.world.start_again(self.world.postgres)
 
     async def _stopped(self, name: str, seconds: float) -> None:
-        self.world.signal_postgres(signal.SIGSTOP)
-        self.world.signal_postgres(signal.SIGSTOP)  # who was forked in between
+        self.world.postgres.signal(signal.SIGSTOP)
         try:
             async with self._in_force(name, blinds=self._all, note="stop"):
                 await asyncio.sleep(seconds)
         finally:
-            self.world.signal_postgres(signal.SIGCONT)
+            self.world.postgres.signal(signal.SIGCONT)
 
     async def _read_only(self, name: str, seconds: float) -> None:
         async with self.world.sql() as connection:
@@ -302,6 +308,103 @@ class Faults:
         finally:
             for connection in taken:
                 connection.terminate()
+
+    async def _f13(self, name: str, seconds: float, lag: float, how: str, node: int, cut: bool, newcomer: bool) -> None:
+        """The primary goes, its standby takes over; the old one comes back, takes no writes and answers reads; then it
+        is made the standby. Asynchronous: what was committed in the last while is lost. `node` hears no hints while the
+        servers change. `newcomer`: it has just begun, so that its registration may be lost too, and does not reach
+        the new primary at first."""
+        async with self._locks["postgres"]:
+            world = self.world
+            here, old = world.nodes[node], world.postgres
+            since = time.monotonic()
+            if world.schedule.standby == "async":
+                world.link.hold()
+            try:
+                if newcomer:
+                    await self._begin_again(name, node)
+                await self._may_be_lost(lag, node)
+                here.valkey.garble = 1.0
+                async with contextlib.AsyncExitStack() as stack:
+                    if newcomer:
+                        for proxy in here.postgres:
+                            proxy.hold()
+                        await stack.enter_async_context(self._in_force(name, blinds={node}, note=f"node {node}"))
+                    await self._fail_over(name, how, cut=cut)
+                    at = time.monotonic()
+                    world.log(Failover(at, since if world.schedule.standby == "async" else at, at + PUT_BACK))
+                    world.keep(self.people.after_failover(since))
+                    await self._revoke_on(node)
+                    await self._revoke_into(node)
+            finally:
+                here.valkey.garble = 0.0
+                for proxy in here.postgres:
+                    proxy.heal()
+            await self._wake(name, old, how, node)
+            await asyncio.to_thread(old.stop)
+            await world.follow()
+
+    async def _fail_over(self, name: str, how: str, *, cut: bool) -> None:
+        world = self.world
+        world.postgres.signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        async with self._in_force(name, blinds=self._all, note=f"{how} {world.schedule.standby}"):
+            await asyncio.sleep(0.02)
+        await world.promote()
+        world.link.cut()
+        world.link.heal()
+        for node in world.nodes if cut else ():
+            for proxy in node.postgres:
+                proxy.cut()
+
+    async def _begin_again(self, name: str, node: int) -> None:
+        """A worker is killed; when this returns the next one is registered and has connections."""
+        pid = self.world.nodes[node].pid
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            async with self._in_force(name, kills={node}, note=f"node {node} begins"):
+                await self.world.until(lambda: self._back(node, pid), 20, every=0.02)
+        for session in self.people.sessions()[:6]:
+            self.world.keep(self.people.connect(session, node, "json"))
+
+    async def _may_be_lost(self, lag: float, node: int) -> None:
+        """Deeds of the last moments; the schedule has more."""
+        await asyncio.sleep(max(0.0, lag - 0.5))
+        user = self.rng.randrange(len(self.people.people))
+        people = self.people
+        deed = self.rng.choice([people.do_password, people.do_disable, people.do_login, people.do_rights])
+        self.world.keep(deed(user, node))
+        await people.do_burst(4, 0.1, node)
+
+    async def _revoke_on(self, node: int) -> None:
+        """Sessions with a connection to this node end by the others, at once."""
+        others = [n for n in self._all if n != node] or [node]
+        there = {client.sid for client in self.world.clients if client.live and client.node == node}
+        victims = [session for session in self.people.sessions() if session.sid in there][:3]
+        await asyncio.gather(
+            *(self.people.revoke(self.rng.choice(others), {"sid": victim.sid}, [victim]) for victim in victims)
+        )
+
+    async def _wake(self, name: str, old: Database, how: str, node: int) -> None:
+        """The old primary answers: who has a connection to it still, or one node that is led there."""
+        if how == "stop":
+            old.wake_read_only()
+            async with self._in_force(name, note="the old primary wakes up"):
+                await asyncio.sleep(1.0)
+            return
+        await asyncio.to_thread(old.stop)
+        await asyncio.to_thread(old.left_behind)
+        here = self.world.nodes[node]
+        here.led = self.world.databases.index(old)
+        try:
+            for proxy in here.postgres:
+                proxy.cut()
+            blinds = {node} if len(here.postgres) == 1 else set()
+            async with self._in_force(name, blinds=blinds, note=f"the old primary answers node {node}"):
+                await asyncio.sleep(1.5 * self.world.schedule.lease)
+        finally:
+            here.led = -1
+            for proxy in here.postgres:
+                proxy.cut()
 
     async def _f14(self, name: str, seconds: float, what: str) -> None:
         statement = {

@@ -159,6 +159,15 @@ class FaultEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Failover(Event):
+    """Another database has taken over, and the gateways can reach it. What was committed from `since` on may be lost,
+    if `since` is before `at`. From `settled` on everything that a gateway remembers is there again."""
+
+    since: float
+    settled: float
+
+
+@dataclass(frozen=True, slots=True)
 class Published(Event):
     """The API accepted a publication of a positioned channel at this place of its stream."""
 

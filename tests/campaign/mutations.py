@@ -42,7 +42,7 @@ def lease() -> None:
 def gap() -> None:
     """`applied` moves to whatever row comes, though the one before it is missing."""
 
-    def advance(self: Memory, row: Row, now: float) -> bool:
+    def advance(self: Memory, row: Row, now: float, *, by_lease: bool = False) -> bool:
         if row.seq <= self.applied.seq:
             return False
         self._link(row, now)

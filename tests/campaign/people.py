@@ -43,6 +43,9 @@ class Person:
     email: str
     password: str
     id: str = ""
+    before: str = ""  # the password
+    changed: float = 0.0  # it was, then
+    enabled: float = 0.0
     sessions: list[Session] = field(default_factory=list)
 
     @property
@@ -219,6 +222,7 @@ class People:
         )
         state = _state(answer, 204)
         if state != "refused":
+            person.before, person.changed = person.password, time.monotonic()
             person.password = new if state == "committed" else await self._which(person, new)
         self._done(id, state, victims)
 
@@ -246,13 +250,29 @@ class People:
         )
         self._done(id, _state(answer, 200), victims, answer.body.get("revocation") if answer and answer.body else None)
         await asyncio.sleep(0.3)
+        await self._enable(person)
+
+    async def _enable(self, person: Person) -> None:
         for _ in range(60):
             for other in range(len(self.world.nodes)):
                 back = {"disabled": False, "reason": "campaign"}
                 answer = await self._try(other, "PATCH", f"/admin/users/{person.id}", back)
                 if answer is not None and answer.status == 200:
+                    person.enabled = time.monotonic()
                     return
             await asyncio.sleep(0.3)
+
+    async def after_failover(self, since: float) -> None:
+        """What was done since then may not have been: nobody counts on it any more."""
+        for person in self.people:
+            for session in person.sessions:
+                session.old.clear()
+                session.over = session.over or session.at >= since
+        for person in self.people:
+            if person.changed >= since:
+                person.password = await self._which(person, person.before)
+            if person.enabled >= since:
+                await self._enable(person)
 
     async def do_rights(self, user: int, node: int) -> None:
         person = self.people[user]

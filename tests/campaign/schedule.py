@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 USERS = 9
@@ -41,10 +41,14 @@ class Schedule:
     lease: float
     drift: float
     steps: tuple[Step, ...]
+    standby: str = ""
+    """PostgreSQL's: "sync", "async", or none. It is there where a fault needs it."""
+    hosts: bool = False
+    """Gateways are given both servers' addresses, and not one that is led to the primary."""
 
     def only(self, steps: Sequence[Step]) -> "Schedule":
         """The same with these steps alone."""
-        return Schedule(self.seed, self.nodes, self.seconds, self.lease, self.drift, tuple(steps))
+        return replace(self, steps=tuple(steps))
 
     def faults(self) -> Counter[str]:
         """How often each fault comes."""
@@ -173,6 +177,16 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
         },
     ),
     "F12": lambda m: (m.between(0.5, 4.0) * m.lease, {"how": m.some("kill", "stop", "stop", "read-only", "full")}),
+    "F13": lambda m: (
+        4.0 + 2.5 * m.lease,
+        {
+            "lag": round(m.between(0.5, 1.5), 3),
+            "how": m.some("kill", "stop"),
+            "node": m._node(),
+            "cut": m.rng.random() < 0.5,
+            "newcomer": m.rng.random() < 0.4,
+        },
+    ),
     "F14": lambda m: (m.between(1.0, 4.0), {"what": m.some("head", "pool")}),
     "F15": lambda m: (m.between(2.0, 5.0), {"node": m._node(), "step": m.some("+3600", "-3600", "+31536000")}),
     "F16": lambda m: (1.0, {"node": m._node(), "codec": m.some(*CODECS)}),
@@ -187,12 +201,19 @@ COMPANIONS: dict[str, Sequence[str]] = {
     "F10": ("burst", "revoke"),
     "F19": ("burst", "burst", "revoke"),
     "F12": ("revoke",),
+    "F13": ("revoke", "revoke", "burst", "everyone"),
     "F8": ("revoke", "everyone"),
 }
 
 
 def make(
-    seed: int, *, seconds: float = 60.0, nodes: int = 3, faults: Sequence[str] = (), lease: float = 0.0
+    seed: int,
+    *,
+    seconds: float = 60.0,
+    nodes: int = 3,
+    faults: Sequence[str] = (),
+    lease: float = 0.0,
+    standby: str = "",
 ) -> Schedule:
     """The schedule of a seed. L is 1 s, in one seed of ten 5 s; `faults` narrows them down."""
     if not lease:
@@ -203,7 +224,11 @@ def make(
         raise ValueError(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
     steps = [*_arrivals(maker), *_life(maker, seconds), *_trouble(maker, seconds, faults or tuple(FAULTS))]
     steps.sort(key=lambda step: step.at)
-    return Schedule(seed, nodes, seconds, lease, 0.25 if lease >= 5 else 0.05, tuple(steps))
+    drift = 0.25 if lease >= 5 else 0.05
+    made = Schedule(seed, nodes, seconds, lease, drift, tuple(steps), hosts=maker.rng.random() < 0.5)
+    if "F13" in made.faults():
+        made = replace(made, standby=standby or ("sync", "async", "async")[seed % 3])
+    return made
 
 
 def _arrivals(maker: Maker) -> Iterator[Step]:

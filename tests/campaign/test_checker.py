@@ -11,6 +11,7 @@ from tests.campaign.history import (
     Delivered,
     Dialled,
     Event,
+    Failover,
     FaultBegan,
     FaultEnded,
     Frame,
@@ -208,3 +209,29 @@ def test_a_connect_of_a_revoked_session_that_is_not_answered_yet_is_no_open_conn
 def test_a_node_that_is_not_ready_in_the_end_is_named() -> None:
     assert rules(Quiet(9.0), Readiness(9.1, 0, False, sent=9.0)) == ["liveness"]
     assert rules(Quiet(9.0), Readiness(9.1, 0, False, sent=9.0), Readiness(9.2, 0, True, sent=9.1)) == []
+
+
+LOST = Failover(5.5, since=4.5, settled=9.0)
+OPEN_LATER = Frame(6.5, 1, "rpc", cause=6.4, begin=90)
+
+
+def test_a_revocation_that_a_failover_may_have_lost_holds_again_once_it_was_put_back() -> None:
+    assert rules(*revoked(by="lease"), LOST, OPEN_LATER) == []
+    late = Frame(10.2, 1, "rpc", cause=10.1, begin=90)
+    assert set(rules(*revoked(by="lease"), LOST, late)) == {"I1", "I2"}
+    assert set(rules(*revoked(by="lease"), Failover(5.5, since=5.5, settled=9.0), OPEN_LATER)) == {"I1", "I2"}
+
+
+def test_what_everybody_had_acknowledged_holds_through_a_failover() -> None:
+    assert rules(*revoked(by="acks"), LOST, OPEN_LATER) == ["I1"]
+
+
+def test_a_lost_revocation_whose_only_witness_may_have_died_is_nobodys_fault() -> None:
+    killed = FaultBegan(4.8, 7, "F10", kills=frozenset({1})), FaultEnded(5.0, 7)
+    assert rules(*revoked(by="lease"), LOST, *killed, Frame(10.2, 1, "rpc", cause=10.1, begin=90)) == []
+
+
+def test_a_login_that_a_failover_may_have_lost_is_none() -> None:
+    end = Closed(6.0, 1, 4502, "session expired: absolute")
+    assert rules(Failover(2.0, since=0.8, settled=6.0), end) == []
+    assert rules(Failover(2.0, since=1.5, settled=6.0), end) == ["I5"]

@@ -36,3 +36,8 @@ def test_steps_are_in_order_and_in_time() -> None:
     steps = make(5, seconds=30).steps
     assert [s.at for s in steps] == sorted(s.at for s in steps)
     assert steps[-1].at < 32
+
+
+def test_a_standby_is_there_where_a_fault_needs_it() -> None:
+    assert {make(seed, seconds=20, faults=("F13",)).standby for seed in range(3)} == {"sync", "async"}
+    assert make(1, seconds=20, faults=("F1",), standby="sync").standby == ""

@@ -9,6 +9,7 @@ from tests.campaign.history import (
     Closed,
     Dialled,
     Event,
+    Failover,
     FaultBegan,
     FaultEnded,
     Frame,
@@ -40,6 +41,8 @@ def _line(event: Event, violations: list[Violation]) -> str | None:
             return f"=== fault {event.name} #{event.id} {event.note}"
         case FaultEnded():
             return f"=== fault #{event.id} ends"
+        case Failover():
+            return f"=== failover; what the last {event.at - event.since:.2f} s did may be lost"
         case LoggedIn():
             return f"login of {event.user}: {event.sid}"
         case Revoking():

@@ -7,10 +7,8 @@ real and is ours to break; what people do in it is `people`'s, what breaks it is
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -28,7 +26,7 @@ import redis.asyncio as redis
 from config import logging, migrate
 from config.database import connect
 from config.dev import Secrets, fill
-from config.servers import Guardian, Place, Postgres, ServerError, Valkey, free_port
+from config.servers import Guardian, Place, ServerError, Valkey, free_port
 from config.settings import Settings, with_values
 from gateway.supervisor import Supervisor, listen
 from sessions import registration
@@ -36,6 +34,7 @@ from tests.campaign.client import Client
 from tests.campaign.history import Event, History, Readiness
 from tests.campaign.proxy import Proxy
 from tests.campaign.schedule import Schedule
+from tests.campaign.standby import Database, attach, promote
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 CAP = 4
@@ -72,18 +71,20 @@ class Answer(msgspec.Struct, frozen=True):
         return str(self.body.get("code", "")) if isinstance(self.body, dict) else ""
 
 
-def with_port(url: str, port: int) -> str:
-    """The URL of a server as it is behind a proxy."""
+def with_ports(url: str, *ports: int) -> str:
+    """The URL of a server as it is behind proxies."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}"))
+    login = parts.netloc.rpartition("@")[0]
+    return urlunsplit(parts._replace(netloc=f"{login}@{','.join(f'127.0.0.1:{port}' for port in ports)}"))
 
 
 class Node:
     """One gateway."""
 
-    def __init__(self, index: int, port: int, postgres: Proxy, valkey: Proxy, faketime: Path | None) -> None:
+    def __init__(self, index: int, port: int, postgres: list[Proxy], valkey: Proxy, faketime: Path | None) -> None:
         self.index, self.port = index, port
-        self.postgres, self.valkey = postgres, valkey
+        self.postgres, self.valkey = postgres, valkey  # of PostgreSQL one, or one for each of two servers
+        self.led = -1  # which of two servers it is led to, whichever is the primary
         self.faketime = faketime
         self.supervisor: Supervisor
 
@@ -109,7 +110,9 @@ class World:
         self.errors: list[BaseException] = []  # of the campaign itself
         self.answers: Counter[tuple[str, int, str]] = Counter()  # by path, status and code; 0: none came
         self.http: aiohttp.ClientSession
-        self.postgres: Postgres
+        self.databases: list[Database] = []
+        self.primary = 0
+        self.link: Proxy  # between the primary and its standby
         self.valkey: Valkey
         self.api_key = ""
         self.ids = itertools.count(1)
@@ -147,9 +150,16 @@ class World:
         if place.moved:
             stack.callback(place.remove)
         self.folder = folder
-        self.postgres = Postgres(place, port=free_port(), durable=False, guardian=guardian)
+        self.databases = [
+            Database(place, name, port=free_port(), guardian=guardian)
+            for name in (("one", "two") if self.schedule.standby else ("one",))
+        ]
+        self.link = Proxy(lambda: self.postgres.port, self.rng)
+        await self.link.start()
+        stack.push_async_callback(self.link.close)
         self.valkey = Valkey(place, port=free_port(), guardian=guardian)
-        stack.push_async_callback(asyncio.to_thread, self.postgres.stop)
+        for database in self.databases:
+            stack.push_async_callback(asyncio.to_thread, database.stop)
         stack.push_async_callback(asyncio.to_thread, self.valkey.stop)
         await asyncio.gather(asyncio.to_thread(self.postgres.start), asyncio.to_thread(self.valkey.start))
         await migrate.apply(self.postgres.url)
@@ -159,6 +169,7 @@ class World:
                 self.schedule.lease,
                 self.schedule.drift,
             )
+        await self.follow()
         self.http = await stack.enter_async_context(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(force_close=True, limit=0), cookie_jar=aiohttp.DummyCookieJar()
@@ -172,9 +183,12 @@ class World:
         stack.push_async_callback(self.idle)
 
     async def _start_node(self, stack: contextlib.AsyncExitStack, index: int, guardian: Guardian) -> None:
-        postgres = Proxy(lambda: self.postgres.port, self.rng)
+        if self.schedule.hosts and len(self.databases) > 1:
+            postgres = [Proxy(lambda d=database: d.port, self.rng) for database in self.databases]  # type: ignore[misc]
+        else:
+            postgres = [Proxy(lambda: self._leads(index).port, self.rng)]
         valkey = Proxy(lambda: self.valkey.port, self.rng)
-        for proxy in (postgres, valkey):
+        for proxy in (*postgres, valkey):
             await proxy.start()
             stack.push_async_callback(proxy.close)
         sockets = listen("127.0.0.1", 0)
@@ -190,8 +204,8 @@ class World:
             own,
             {
                 **FASTER,
-                "database.url": with_port(self.postgres.url, postgres.port),
-                "redis.url": with_port(self.valkey.url, valkey.port),
+                "database.url": with_ports(self.postgres.url, *(proxy.port for proxy in postgres)),
+                "redis.url": with_ports(self.valkey.url, valkey.port),
             },
         )
         self.api_key = settings.http_api.key.get_secret_value()
@@ -317,22 +331,32 @@ class World:
 
     # -- servers
 
-    def postgres_pids(self) -> list[int]:
-        """The postmaster and its children."""
-        parent = self.postgres.pid
-        try:
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        except OSError:
-            return []
-        return [parent, *map(int, children)]
+    @property
+    def postgres(self) -> Database:
+        """The primary."""
+        return self.databases[self.primary]
 
-    def signal_postgres(self, number: signal.Signals) -> None:
-        """To all of it."""
-        for pid in self.postgres_pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    @property
+    def standby(self) -> Database:
+        """The other one."""
+        return self.databases[1 - self.primary]
 
-    async def start_again(self, server: Postgres | Valkey) -> None:
+    def _leads(self, node: int) -> Database:
+        led = self.nodes[node].led if node < len(self.nodes) else -1
+        return self.postgres if led < 0 else self.databases[led]
+
+    async def follow(self) -> None:
+        """The other server, if there is one, becomes the standby of the primary."""
+        if len(self.databases) > 1:
+            await asyncio.to_thread(self.standby.follow, self.link.port)
+            await attach(self.postgres, synchronous=self.schedule.standby == "sync")
+
+    async def promote(self) -> None:
+        """The standby becomes the primary, and whoever is led is led there from now on."""
+        await promote(self.standby)
+        self.primary = 1 - self.primary
+
+    async def start_again(self, server: Database | Valkey) -> None:
         """A server that was killed, on its port, with its data."""
         for _ in range(40):
             try:

@@ -245,7 +245,7 @@ class Model:
         if self.world.era_at_stake:
             server = self._append(server._replace(wrote=0), [_draft("S"), _draft("T")])
             for row in server.log.rows[1:]:
-                one = self._carry_out(one, row)
+                one = self._carry_out(one, row, by_lease=True)
         return State(
             server,
             standby if self.world.failover else None,
@@ -524,18 +524,18 @@ class Model:
     def _knows(self, process: Process, id: str) -> bool:
         return id in self._memories[process.memory]._known
 
-    def _carry_out(self, process: Process, row: Row) -> Process:
+    def _carry_out(self, process: Process, row: Row, *, by_lease: bool = False) -> Process:
         """Close, remember, advance; what is pending may be due now."""
-        memory = self._step(process.memory, ("take", row), lambda m: self._take(m, row))
+        memory = self._step(process.memory, ("take", row, by_lease), lambda m: self._take(m, row, by_lease))
         sockets = frozenset(s for s in process.sockets if not _kills(row, *s))
         process = process._replace(memory=memory, sockets=sockets)
         return process._replace(lease=self._settled(process))
 
-    def _take(self, memory: Memory, row: Row) -> None:
+    def _take(self, memory: Memory, row: Row, by_lease: bool) -> None:
         memory.remember(row, 0.0)
         if "gap" in self.without and not memory.contains(Place(row.seq, row.id)) and row.seq > memory.applied.seq:
             memory._link(row, 0.0)
-        memory.advance(row, 0.0)
+        memory.advance(row, 0.0, by_lease=by_lease)
 
     def _settled(self, process: Process) -> Granted:
         key = ("settle", process.memory, process.lease)
@@ -625,15 +625,23 @@ class Model:
             return process, state._replace(server=state.server._replace(registered=there))
         if then is Next.REWIND:  # 4c
             back = last_present(self._memories[process.memory].places(), state.server.log.places)
+            back = back or self._fork(process, state.server.log)
             if back is not None:
                 memory = self._step(process.memory, ("rewind", back), lambda m: m.rewind(back))
                 process = process._replace(memory=memory)
             return process, state
         for row in _rows(reply):
-            process = self._carry_out(process, row)
+            process = self._carry_out(process, row, by_lease=True)
         if "head" in self.without or ("pair and era" in self.without and self._reaches(process, reply)):
             process = process._replace(lease=process.lease._replace(left=max(process.lease.left, L - age)))
         return process._replace(lease=self._settled(process)), state
+
+    def _fork(self, process: Process, log: Log) -> Place | None:
+        """The last row of the newest era that both have."""
+        common = next((era for era in self._memories[process.memory].eras() if era in log.places), None)
+        if common is None:
+            return None
+        return next(p for p in reversed(log.places) if p.seq // ERA == common.seq // ERA)
 
     def _reaches(self, process: Process, reply: Reply) -> bool:
         """With the rule out: a number, not a pair."""
@@ -654,7 +662,8 @@ class Model:
             yield "1 is not registered any more", _with(state, 1, one._replace(phase=0))
         elif one.phase == 1:
             first = one.first or head
-            memory = self._number(Memory(first, server.log.era(first.seq)))
+            eras = [Place(row.seq, row.id) for row in server.log.rows if row.kind is Kind.ERA and row.seq <= first.seq]
+            memory = self._number(Memory(first, server.log.era(first.seq), eras))
             lease = Granted(L, (), server.start, 0)
             running = one._replace(phase=2, memory=memory, lease=lease, first=None)
             what = "1 registers" if backwards else "1 reads its first head"
@@ -756,5 +765,14 @@ WORLDS = (
     World("a registration is lost", failover=True, unknown=True, tokens=0, prunes=False, short=True, puts_back=False),
     World("tokens outlive a failover", failover=True, short=True, confirms=False),
     World("a login is lost", failover=True, log_in=("b",), tokens=0, prunes=False, short=True, confirms=False),
+    World(
+        "the first head is lost",
+        failover=True,
+        starts=True,
+        tokens=0,
+        prunes=False,
+        short=True,
+        confirms=False,
+    ),
     World("an era is lost", era_at_stake=True, failover=True, tokens=0, prunes=False, short=True, confirms=False),
 )

@@ -322,6 +322,7 @@ async def lose_after(cluster: Cluster, seq: int) -> None:
         await connection.execute("DELETE FROM revocation_log WHERE seq > $1", seq)
         await connection.execute(
             "UPDATE revocation_head SET (seq, id) = (SELECT seq, id FROM revocation_log ORDER BY seq DESC LIMIT 1),"
+            " era_id = (SELECT id FROM revocation_log WHERE kind = 6 ORDER BY seq DESC LIMIT 1),"
             " server_start = server_start - interval '1 hour'"
         )
     await connection.close()
@@ -387,6 +388,73 @@ async def test_4c_a_hinted_row_whose_commit_was_lost_is_put_back_too(cluster: Cl
     await until(lambda: second.revocations.position.seq == 2 * ERA + 1)
     assert [r["sid"] for r in await cluster.rows()] == ["", "s0", "", "s1"]
     await until(second.revocations.fresh)
+
+
+async def test_4c_a_process_that_had_just_started_froze_for_good_when_its_first_head_was_lost(cluster: Cluster) -> None:
+    first = await cluster.start()
+    for n in range(3):
+        await cluster.session(f"s{n}")
+    await first.revocations.revoke(ending("s0"), wait=True)
+    second = await cluster.start()
+    assert second.revocations.position.seq == ERA + 1
+    await first.revocations.revoke(ending("s1"), wait=True)
+    await lose_after(cluster, ERA)
+    await until(lambda: first.revocations.position.seq == second.revocations.position.seq == 2 * ERA + 2)
+    await until(second.revocations.fresh)
+    assert {r["sid"] for r in await cluster.rows()} == {"", "s0", "s1"}
+
+
+async def test_4c_a_process_finds_what_is_common_though_its_whole_era_was_lost(cluster: Cluster) -> None:
+    first = await cluster.start()
+    for n in range(3):
+        await cluster.session(f"s{n}")
+    await cluster.sql("UPDATE revocation_head SET server_start = server_start - interval '1 hour'")
+    await first.revocations.revoke(ending("s0"), wait=True)
+    second = await cluster.start()
+    assert second.revocations.position.seq == 2 * ERA + 1
+    await lose_after(cluster, ERA)
+    await until(lambda: first.hub.rebased == second.hub.rebased == [ERA])
+    await until(lambda: first.revocations.position == second.revocations.position)
+    await until(lambda: first.revocations.fresh() and second.revocations.fresh())
+    assert {r["sid"] for r in await cluster.rows()} == {"", "s0"}
+
+
+async def test_after_a_failover_a_receipt_counted_nothing_of_what_had_been_closed(
+    own_database: Cluster, own_postgres: Postgres
+) -> None:
+    process = await own_database.start()
+    await own_database.session("s0")
+    process.hub.connect("s0", count=3)
+    receipt = await process.revocations.revoke(ending("s0"), wait=True)
+    await until_counted(own_database, 3)
+    await until(lambda: not process.revocations._applier._due)
+    await own_database.sql("DELETE FROM receipt_nodes")  # the standby had not heard of it
+    await off_loop(own_postgres.stop)
+    await off_loop(own_postgres.start)
+    await until(process.revocations.fresh, within=10)
+    await until_counted(own_database, 3)
+    found = await process.revocations.receipt(receipt.id)
+    assert found is not None
+    assert found.connections_closed == 3
+
+
+async def until_counted(cluster: Cluster, count: int) -> None:
+    async with asyncio.timeout(5):
+        while [r["n"] for r in await cluster.sql("SELECT connections_closed AS n FROM receipt_nodes")] != [count]:  # noqa: ASYNC110 - in the database
+            await asyncio.sleep(0.02)
+
+
+async def test_after_a_failover_the_pool_stayed_on_the_server_that_takes_no_writes_any_more(cluster: Cluster) -> None:
+    process = await cluster.start()
+    await cluster.session("s0")
+    async with process.pool.acquire() as one, process.pool.acquire() as two:  # all there are, from before
+        for connection in (one, two):
+            await connection.execute("SET SESSION default_transaction_read_only = on")
+    await cluster.sql("SELECT 1")
+    lease = process.revocations._renewal.lease
+    process.revocations._server = lease.start - 60.0  # its lease was renewed by another one until now
+    await until(lambda: process.revocations._server == lease.start)
+    assert (await process.revocations.revoke(ending("s0"), wait=True)).state == "confirmed"
 
 
 async def test_4d_without_a_common_row_a_process_stays_frozen_and_says_why(cluster: Cluster) -> None:

@@ -24,7 +24,7 @@ def memory(*rows: Row) -> Memory:
     made = Memory(HEAD, E1)
     for r in rows:
         made.remember(r, 0.0)
-        made.advance(r, 0.0)
+        made.advance(r, 0.0, by_lease=True)
     return made
 
 
@@ -95,6 +95,24 @@ def test_3_a_hint_beyond_a_gap_is_judged_by_and_does_not_move_applied() -> None:
     assert m.applied.seq == ERA + 3  # what was beyond the gap follows by itself
 
 
+def test_3_a_row_after_one_that_was_put_back_led_from_its_old_place_past_what_lies_between() -> None:
+    m = memory(row(ERA + 1, sid="a"))
+    after = Row(2 * ERA + 3, "c" * 32, name(ERA + 1), Kind.SESSION, 2 * ERA + 3, sid="c")
+    m.remember(after, 0.0)
+    assert not m.advance(after, 0.0)
+    assert m.position == at(ERA + 1)
+    assert m.judge("c", "u", ERA, at(ERA + 1)) is not None
+
+
+def test_3_the_hint_of_an_era_after_one_that_was_put_back_led_past_what_lies_between() -> None:
+    m = memory(row(ERA + 1, sid="a"))
+    era = Row(3 * ERA, "e3" * 16, name(ERA + 1), Kind.ERA, 3 * ERA)
+    m.remember(era, 0.0)
+    assert not m.advance(era, 0.0)
+    assert m.applied.seq == ERA + 1
+    assert m.advance(era, 0.0, by_lease=True)  # its statement has compared the place
+
+
 def test_3_the_same_row_again_changes_nothing() -> None:
     r = row(ERA + 1, sid="a")
     m = memory(r)
@@ -130,7 +148,7 @@ def test_1c_a_position_of_another_chain_counts_as_below_the_floor() -> None:
     m = memory(row(ERA + 1, sid="a"))
     era = Row(2 * ERA, found, name(ERA + 1), Kind.ERA, 2 * ERA)
     m.remember(era, 0.0)
-    assert m.advance(era, 0.0)
+    assert m.advance(era, 0.0, by_lease=True)
     assert m.judge("s", "u", 2 * ERA, at(2 * ERA, lost)) is Again.BELOW_FLOOR
     assert m.judge("s", "u", 2 * ERA, at(2 * ERA, found)) is None
     assert m.judge("s", "u", ERA, at(ERA + 1)) is None  # the era before is on the chain too
@@ -169,7 +187,7 @@ def test_4c_a_row_that_was_put_back_has_a_new_place_and_its_first_bound() -> Non
     for r in (era, back):
         assert m.news(r) is (r is era)
         m.remember(r, 3.0)
-        m.advance(r, 3.0)
+        m.advance(r, 3.0, by_lease=True)
     assert m.applied == Place(2 * ERA + 1, lost.id)
     assert m.loose() == []
     assert m.judge("s", "u", ERA + 1, at(ERA + 1)) is not None
@@ -179,15 +197,15 @@ def test_4c_a_row_that_was_put_back_has_a_new_place_and_its_first_bound() -> Non
 
 def test_4c_when_an_era_is_lost_bounds_within_it_end_where_the_next_one_may_begin() -> None:
     era = Row(2 * ERA, "e2" * 16, name(ERA + 1), Kind.ERA, 2 * ERA)
-    lost = Row(2 * ERA + 5, "d" * 32, era.id, Kind.USER, 2 * ERA + 5, subject="u")
+    lost = Row(2 * ERA + 1, "d" * 32, era.id, Kind.USER, 2 * ERA + 1, subject="u")
     m = memory(row(ERA + 1, sid="a"), era, lost)
-    assert m.applied.seq == 2 * ERA + 5
+    assert m.applied.seq == 2 * ERA + 1
     assert m.rewind(Place(ERA + 1, name(ERA + 1))) is True
     [loose] = m.loose()
     assert loose.bound == 2 * ERA
     again = Row(2 * ERA, "e3" * 16, name(ERA + 1), Kind.ERA, 2 * ERA)
     m.remember(again, 0.0)
-    m.advance(again, 0.0)
+    m.advance(again, 0.0, by_lease=True)
     assert m.judge("s", "u", 2 * ERA, at(2 * ERA, again.id)) is None
     assert m.judge("s", "u", ERA + 1, at(2 * ERA, again.id)) is not None
 
