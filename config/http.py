@@ -29,6 +29,9 @@ MAX_DEPTH = 16
 BODY_WAIT = 20.0
 """Seconds in which a body must have come: whoever sends it a byte at a time holds a connection, and no longer."""
 
+KEEP_ALIVE = 75.0
+"""Seconds that a connection may say nothing between two requests."""
+
 log = structlog.get_logger(__name__)
 
 PROBLEMS: Mapping[str, tuple[int, str]] = {
@@ -46,7 +49,9 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "idempotency_conflict": (409, "This Idempotency-Key was used with another body"),
     "too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "Send application/json"),
+    "expectation_failed": (417, "Expect can be 100-continue and nothing else"),
     "invalid": (422, "Some fields are not acceptable"),
+    "upgrade_required": (426, "Another version of WebSocket is spoken here"),
     "too_many_attempts": (429, "Too many attempts"),
     "busy": (503, "Too much to do at the moment"),
     "frozen": (503, "This node cannot prove that it is current"),
@@ -489,14 +494,72 @@ async def problems(request: web.Request, handler: Callable[[web.Request], Awaita
     except Problem as problem:
         return problem.response()
     except web.HTTPException as error:
-        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status)
-        if code is None:
+        if (refusal := _as_problem(error)) is None:
             raise
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return Problem(code, headers=headers).response()
+        return refusal
     except (Unavailable, OSError) as error:  # ConnectionError and TimeoutError are OSErrors
         log.warning("request_failed", path=request.path, error=type(error).__name__)
         return Problem("unavailable", retry_after=1).response()
     except Exception:
         log.exception("request_failed", path=request.path)
         return Problem("internal").response()
+
+
+_REFUSALS = {
+    400: "malformed",
+    403: "cross_site",  # a preflight that CORS does not allow
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    417: "expectation_failed",
+}
+"""What aiohttp and aiohttp_cors refuse by themselves."""
+
+
+def _as_problem(error: web.HTTPException) -> web.Response | None:
+    code = _REFUSALS.get(error.status)
+    if code is None:
+        return None
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return Problem(code, headers=headers).response()
+
+
+class Connection(web.RequestHandler):
+    """A connection whose client is told in problems too what aiohttp refuses before a handler of ours is asked."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP. aiohttp logs it, and raises where half an answer is out."""
+        super().handle_error(request, status, exc, message)
+        response = Problem("malformed" if status == 400 else "internal").response()
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Every answer passes here; what is an exception of aiohttp's was raised outside the middlewares."""
+        if isinstance(resp, web.HTTPException):
+            resp = _as_problem(resp) or resp
+        return await super().finish_response(request, resp, start_time)
+
+
+def connections(runner: web.AppRunner) -> Callable[[], Connection]:
+    """What makes the protocol of each connection to a runner that was set up."""
+    server = runner.server
+    assert server is not None  # noqa: S101 - there after setup()
+    return functools.partial(
+        Connection,
+        server,
+        loop=asyncio.get_running_loop(),
+        access_log=None,  # type: ignore[arg-type]  # means none
+        keepalive_timeout=KEEP_ALIVE,
+    )

@@ -15,6 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from config.http import Problem, connections, problems
 from gateway.handover import INSIDE, WorkerState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -25,22 +26,21 @@ class Inside:
 
     def __init__(self, states: Callable[[], Sequence[WorkerState]], metrics: Path) -> None:
         self._states, self._metrics = states, metrics
-        app = web.Application(middlewares=[_one_request])
+        app = web.Application(middlewares=[_one_request, problems])
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._merged)
         for prefix in INSIDE:
             app.router.add_route("*", f"{prefix}{{rest:(/.*)?}}", self._no_worker)
-        self.runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self.runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=1.0)
 
     async def take(self, connection: socket.socket) -> None:
         """Serve one connection."""
-        server = self.runner.server
-        if server is None:
+        if self.runner.server is None:
             connection.close()
             return
         with contextlib.suppress(OSError):  # gone before we came to it
-            await asyncio.get_running_loop().connect_accepted_socket(server, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(connections(self.runner), connection)
 
     async def close(self) -> None:
         """End every connection."""
@@ -60,7 +60,7 @@ class Inside:
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _no_worker(self, _request: web.Request) -> web.Response:
-        return web.Response(status=503, headers={"Retry-After": "1"})
+        raise Problem("unavailable", "no worker is ready", retry_after=1)
 
 
 async def open_inside(states: Callable[[], Sequence[WorkerState]], metrics: Path) -> Inside:

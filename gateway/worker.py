@@ -20,7 +20,7 @@ from aiohttp import web
 
 from config import logging
 from config.errors import Failure
-from config.http import Problem
+from config.http import Problem, connections
 from config.settings import Settings
 from gateway import app as application
 from gateway.handover import HIDDEN, ROLES, Drain, Passed, Receiver, Report, Setup, encode
@@ -77,9 +77,7 @@ class Worker:
             internal = settings.http_server.internal_port
             if setup.roles or internal:
                 app.web.middlewares.insert(0, _only(setup.roles, internal))
-            runner = web.AppRunner(
-                app.web, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN, keepalive_timeout=75
-            )
+            runner = web.AppRunner(app.web, handle_signals=False, shutdown_timeout=SHUTDOWN)
             await runner.setup()
             try:
                 await self._take_connections(app, runner)
@@ -89,8 +87,7 @@ class Worker:
             await app.close()
 
     async def _take_connections(self, app: application.App, runner: web.AppRunner) -> None:
-        assert runner.server is not None  # noqa: S101 - there after setup()
-        self._app, self._server = app, runner.server
+        self._app, self._server = app, connections(runner)
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it again
         # Peers make no cycles. At the default thresholds the collector takes a sixth of the work of connecting at

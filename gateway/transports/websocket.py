@@ -244,7 +244,7 @@ class WebSocketTransport:
             refusal.force_close()
             return refusal
         if key is None:
-            return web.Response(status=426, headers={"Sec-WebSocket-Version": "13"})
+            return Problem("upgrade_required", headers={"Sec-WebSocket-Version": "13"}).response()
         secret = self._secret(request)
         if not self._hub.gate.open():
             raise Problem("frozen", retry_after=1)

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp_cors
 import msgspec
 import pytest
 from aiohttp import web
@@ -26,6 +27,7 @@ from config.http import (
     Route,
     address_prefix,
     client_address,
+    connections,
     mount,
     problems,
     trusted_networks,
@@ -343,3 +345,76 @@ async def test_the_description_holds_every_route_and_code(client: Client) -> Non
         assert [part["$ref"].rsplit("/", 1)[1] for part in shape["anyOf"]] == ["Echo", "Other"]
     names = [p["name"] for p in document["paths"]["/page/{id}"]["get"]["parameters"]]
     assert names == ["id", "limit", "after"]
+
+
+# -- what aiohttp refuses before a handler of ours is asked
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[int]:
+    """The port of a small application, served as the workers serve theirs."""
+
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    app = web.Application(middlewares=[problems])
+    app.router.add_get("/hello", hello)
+    app.router.add_post("/hello", hello)
+    allowed = aiohttp_cors.ResourceOptions(allow_credentials=True)  # type: ignore[no-untyped-call]
+    cors = aiohttp_cors.setup(app, defaults={"https://ours.example": allowed})
+    for route in list(app.router.routes()):
+        cors.add(route)
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    server = await asyncio.get_running_loop().create_server(connections(runner), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await runner.cleanup()
+
+
+PREFLIGHT = (
+    "OPTIONS /hello HTTP/1.1\r\nHost: x\r\nOrigin: https://evil.example\r\nAccess-Control-Request-Method: GET\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        ("nonsense\r\n\r\n", 400, "malformed"),
+        ("GET /hello HTTP/1.1\r\nHost: x\r\nBad Header: secret-cookie\r\n\r\n", 400, "malformed"),
+        ("GET /" + "x" * 9000 + " HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed"),
+        ("GET /hello HTTP/1.1\r\nHost: x\r\n" + "A: b\r\n" * 200 + "\r\n", 400, "malformed"),
+        ("POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "malformed"),
+        ("POST /hello HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\n\r\n", 417, "expectation_failed"),
+        ("GET /nowhere HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\n\r\n", 417, "expectation_failed"),
+        ("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404, "not_found"),
+        ("DELETE /hello HTTP/1.1\r\nHost: x\r\n\r\n", 405, "method_not_allowed"),
+        (PREFLIGHT, 403, "cross_site"),
+        (PREFLIGHT.replace("GET", "DELETE"), 403, "cross_site"),
+        (PREFLIGHT.replace("Origin: https://evil.example\r\n", ""), 403, "cross_site"),
+    ],
+)
+async def test_what_never_reaches_a_handler_is_a_problem_too(edge: int, request_: str, status: int, code: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge)
+    writer.write(request_.encode())
+    async with asyncio.timeout(5):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.split("content-length: ")[1].split("\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+    writer.close()
+    assert int(head.split()[1]) == status
+    assert "content-type: application/problem+json" in head
+    assert (body["status"], body["code"]) == (status, code)
+    assert "secret-cookie" not in json.dumps(body)
+    assert "access-control-allow" not in head
+
+
+async def test_a_good_request_is_answered_beside_all_that(edge: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge)
+    async with asyncio.timeout(5):
+        for _ in range(2):  # the connection is kept
+            writer.write(b"POST /hello HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"x")
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\nhello")
+    writer.close()
