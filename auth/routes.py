@@ -4,6 +4,7 @@ What a deed does stands in `service`, who may ask in `identity`. A person's own 
 `sessions.routes`, revocations by `sessions.admin`; they are mounted here because they need the same parts.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -17,13 +18,14 @@ from auth.external import ExternalTokens
 from auth.identity import READING, Identity
 from auth.keys import Keys, key_sealer
 from auth.passwords import Passwords
-from auth.service import Client, LoggedIn, Users
+from auth.service import Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from auth.users import User
 from config.clock import Clock
 from config.database import Pool
 from config.http import (
+    IDENTIFY,
     Call,
     Nothing,
     Paging,
@@ -42,6 +44,7 @@ from config.settings import Settings
 from sessions import cookies
 from sessions.admin import Registry, RevocationRoutes
 from sessions.cookies import CookieStorage
+from sessions.errors import SessionEnded
 from sessions.jobs import JobRoutes
 from sessions.model import Reading
 from sessions.refresh import client_binding
@@ -53,6 +56,12 @@ Text = Annotated[str, msgspec.Meta(max_length=8192)]
 Mode = Literal["cookie", "token"]
 
 JWKS_FOR = 60  # s that a reader of the key set may keep it; a new key is published for longer before it signs
+
+
+class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode` as in a login."""
+
+    mode: Mode = "cookie"
 
 
 class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,7 +107,7 @@ class UserFilter(Paging, frozen=True, forbid_unknown_fields=True):
 
 
 class UserView(msgspec.Struct, frozen=True):
-    """A user as they see themselves."""
+    """A user as they see themselves. A guest's `email` and `display_name` are empty."""
 
     id: str
     email: str
@@ -176,7 +185,28 @@ class AccountRoutes:
                 body=Register,
                 result=LoggedInView,
                 status=201,
-                errors=("cross_site", "forbidden", "email_taken", "too_many_attempts", "busy"),
+                errors=(
+                    "cross_site",
+                    "forbidden",
+                    "unauthenticated",
+                    "token_expired",
+                    "session_ended",
+                    "email_taken",
+                    "too_many_attempts",
+                    "busy",
+                ),
+                headers=("Authorization",),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/guest",
+                self.let_in,
+                "A session without an account, until its holder registers or logs in",
+                body=Guest,
+                result=LoggedInView,
+                status=201,
+                errors=("cross_site", "forbidden", "too_many_attempts"),
                 tag="accounts",
             ),
             Route(
@@ -258,30 +288,45 @@ class AccountRoutes:
     async def register(self, call: Call[Register, Nothing]) -> LoggedInView:
         body = call.body
         client = await self._client(call, body.mode)
+        if body.mode == "token":
+            client = client._replace(held=await _bearer(call.request))
         done = await self._people.register(body.email, body.password, body.display_name, body.mode, client)
         return await self._logged_in(call, done)
 
     async def log_in(self, call: Call[LogIn, Nothing]) -> LoggedInView:
         body = call.body
         client = await self._client(call, body.mode)
+        if body.mode == "token":
+            with contextlib.suppress(Problem):  # whoever logs in needs no other credential, good or bad
+                client = client._replace(held=await _bearer(call.request))
         done = await self._people.log_in(body.email, body.password, body.mode, client)
         return await self._logged_in(call, done)
 
+    async def let_in(self, call: Call[Guest, Nothing]) -> LoggedInView:
+        client = await self._client(call, call.body.mode)
+        return await self._logged_in(call, await self._people.let_in(call.body.mode, client))
+
     async def _client(self, call: Call[Any, Any], mode: Mode) -> Client:
         """A login that sets a cookie must come from our pages, and replaces the session of the cookie before."""
-        agent = call.request.headers.get("User-Agent", "")
+        request, agent = call.request, call.request.headers.get("User-Agent", "")
         if mode == "token":
             return Client(call.address, agent)
-        require_same_origin(call.request)
-        before = await cookies.reading(call.request)
-        replaces = "" if before is None else before.session.sid
-        return Client(call.address, agent, replaces, cookies.device(call.request))
+        require_same_origin(request)
+        before, known_by = await cookies.reading(request), cookies.device(request)
+        if before is None:
+            return Client(call.address, agent, known_by=known_by)
+        held: Held | None = Held(before.session.subject.id, before.session.sid)
+        try:
+            await self._sessions.admit(before)
+        except SessionEnded:
+            held = None
+        return Client(call.address, agent, before.session.sid, known_by, held)
 
     async def _logged_in(self, call: Call[Any, Any], done: LoggedIn) -> LoggedInView:
         reading = done.opened.reading
         user, session = user_view(done.user), view(reading.session)
         if reading.session.kind == "cookie":
-            await cookies.start(call.request, done.opened, (done.known_by, KNOWN_FOR))
+            await cookies.start(call.request, done.opened, (done.known_by, KNOWN_FOR) if done.known_by else None)
             return LoggedInView(user, session)
         token, expires_in = self._tokens.make(reading)
         return LoggedInView(user, session, token, "Bearer", expires_in, done.opened.refresh_token)
@@ -348,6 +393,14 @@ class AccountRoutes:
 
     async def jwks(self, _call: Call[None, Nothing]) -> web.StreamResponse:
         return reply(self._keys.jwks(), headers={"Cache-Control": f"public, max-age={JWKS_FOR}"})
+
+
+async def _bearer(request: web.Request) -> Held | None:
+    """Whose access token came along; None without one. Problem for a bad one."""
+    if not request.headers.get("Authorization", "").lower().startswith("bearer "):
+        return None
+    caller = await request.app[IDENTIFY](request)
+    return None if caller is None or caller.sid is None else Held(caller.id, caller.sid)
 
 
 def user_view(user: User) -> UserView:

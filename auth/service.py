@@ -30,6 +30,8 @@ from sessions.service import Opened, Sessions
 
 Mode = Literal["cookie", "token"]
 
+FIRST_VERSION = 1
+"""The credential version of a new subject, and of a guest's."""
 FLUSH_FAILURES = 1.0
 MAX_ROLES = 16
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -37,14 +39,23 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 log = structlog.get_logger(__name__)
 
 
+class Held(NamedTuple):
+    """Whose session came along with a login, as a cookie or a bearer token."""
+
+    user: str
+    sid: str
+
+
 class Client(NamedTuple):
-    """Who asks: the address as far as it can be trusted, the user agent, and what came along as cookies: the sid of the
-    session, the value that a known device has."""
+    """Who asks: the address as far as it can be trusted, the user agent, and what came along: the sid of the session
+    that another one replaces whoever's it is, the session that is taken over if it is a guest's, and the value that a
+    known device has."""
 
     address: str
     device: str
     replaces: str = ""
     known_by: str = ""
+    held: Held | None = None
 
 
 class Ledger(Protocol):
@@ -107,31 +118,59 @@ class Users:
         if not users.is_display_name(display_name):
             raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
         normal = policy.acceptable("password", password, self._passwords.min_length)
-        await self._throttle.register(client.address, self._settings.register_per_address_per_hour)
+        await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
+        key = users.email_key(email)
         with translated():
-            if await users.by_email(self._pool, users.email_key(email)) is not None:
+            if await users.by_email(self._pool, key) is not None:
                 raise Problem("email_taken")
+            guest = await self._guest(client)
         stored = await self._passwords.hash(normal)
+        id = users.new_id() if guest is None else guest.user
+        with translated():
+            async with self._revocations.writing(actor=f"user:{id}") as writing:
+                if guest is None:
+                    await store.create_subject(writing.connection, id)
+                else:
+                    client = await self._take_over(writing, guest, client)
+                made = await users.insert(writing.connection, id, email, display_name, stored)
+                if made is None:
+                    raise Problem("email_taken")
+                await _audit_new(writing, "user.created", id, client)
+                user = await users.find(writing.connection, id)
+                assert user is not None  # noqa: S101 - it was made just now
+                opened = await self._open(writing, id, FIRST_VERSION, mode, client)
+        await self._throttle.know(client.address, key)
+        return LoggedIn(user, opened, self._devices.make(key))
+
+    async def let_in(self, mode: Mode, client: Client) -> LoggedIn:
+        """A guest: a user of ours with nothing but a session. Problems: forbidden, too_many_attempts."""
+        self._require_local()
+        if not self._settings.guests:
+            raise Problem("forbidden", "guests are not let in")
+        await self._throttle.make("guest", client.address, self._settings.guests_per_address_per_hour)
         id = users.new_id()
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
-                made = await self._create(writing, id, email, display_name, stored, mode, client)
-        key = users.email_key(email)
-        await self._throttle.know(client.address, key)
-        return made._replace(known_by=self._devices.make(key))
+                await store.create_subject(writing.connection, id, guest=True)
+                await _audit_new(writing, "guest.created", id, client)
+                user = await users.find(writing.connection, id)
+                assert user is not None  # noqa: S101 - it was made just now
+                opened = await self._open(writing, id, FIRST_VERSION, mode, client)
+        return LoggedIn(user, opened)
 
-    async def _create(
-        self, writing: Writing, id: str, email: str, display_name: str, stored: str, mode: Mode, client: Client
-    ) -> LoggedIn:
-        await store.create_subject(writing.connection, id)
-        made = await users.insert(writing.connection, id, email, display_name, stored)
-        if made is None:
-            raise Problem("email_taken")
-        await audit.append(
-            writing.connection, "user.created", actor=f"user:{id}", target=f"user:{id}", address=client.address
-        )
-        opened = await self._open(writing, id, 1, mode, client)
-        return LoggedIn(User(id, email, display_name, (), made, True), opened)
+    async def _guest(self, client: Client) -> Held | None:
+        """The session that came along, if it is a guest's."""
+        held = client.held
+        return held if held is not None and await store.is_guest(self._pool, held.user) else None
+
+    async def _take_over(self, writing: Writing, guest: Held, client: Client) -> Client:
+        """The guest stays who they are: their sockets come back with the new session (3014), and the one that they had
+        ends after that. Problem session_ended for one who is gone, or registers twice at once."""
+        await store.lock_subjects(writing.connection, [guest.user])
+        await writing.require_live(guest.sid)
+        await store.no_guest_any_more(writing.connection, guest.user)
+        writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
+        return client._replace(replaces=guest.sid)
 
     async def log_in(self, email: str, password: str, mode: Mode, client: Client) -> LoggedIn:
         """A new session for whoever knows the password.
@@ -155,6 +194,10 @@ class Users:
                 raise Problem("invalid_credentials")
             await attempt.succeeded()
             rehash = await self._fresh(normal) if verdict.old else None
+            with translated():
+                guest = await self._guest(client)
+            if guest is not None:  # who was nobody is this user now
+                client = client._replace(replaces=guest.sid)
             return await self._enter(account, rehash, mode, client)
 
     async def _enter(self, account: Account, rehash: str | None, mode: Mode, client: Client) -> LoggedIn:
@@ -296,6 +339,10 @@ class Users:
             for id, count in counts.items():
                 self._failures[id] = self._failures.get(id, 0) + count
             log.warning("failures_not_written")
+
+
+async def _audit_new(writing: Writing, action: str, id: str, client: Client) -> None:
+    await audit.append(writing.connection, action, actor=f"user:{id}", target=f"user:{id}", address=client.address)
 
 
 def _admits(user: User, *, known: bool) -> bool:

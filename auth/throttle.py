@@ -23,7 +23,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
 
@@ -135,11 +135,11 @@ class Throttle:
                     await self._finish(counters.withdraw(names, taken))
                 raise
 
-    async def register(self, address: str, per_hour: int) -> None:
-        """One account more from `address`; 0 means without limit. Problem `too_many_attempts`."""
+    async def make(self, what: Literal["register", "guest"], address: str, per_hour: int) -> None:
+        """One account or guest more from `address`; 0 means without limit. Problem `too_many_attempts`."""
         if per_hour == 0:
             return
-        name = self._name("register", address_prefix(address))
+        name = self._name(what, address_prefix(address))
         wait = await self._either(
             lambda: self._shared.take_one(name, per_hour, 3600 / per_hour),
             lambda: self._local.take_one(name, max(1, per_hour // 4), 4 * 3600 / per_hour),

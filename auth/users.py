@@ -1,7 +1,7 @@
 """The SQL of accounts, and what an e-mail address and a user id are. Nothing here decides who may do what.
 
-A user is a row here and a subject in sessions; a subject without a row here is another issuer's user. Lock order:
-subjects before users.
+A user is a row here and a subject in sessions; a subject without a row here is a guest or another issuer's user. Lock
+order: subjects before users.
 """
 
 import base64
@@ -119,7 +119,7 @@ from users u join subjects s on s.id = u.id
 
 
 async def find(connection: Executor, id: str) -> User | None:
-    """Anyone who has a subject: another issuer's user has no e-mail address and no name here."""
+    """Anyone who has a subject: a guest and another issuer's user have no e-mail address and no name here."""
     record = await connection.fetchrow(_FIND, id)
     return None if record is None else _user(record)
 
@@ -133,14 +133,14 @@ from subjects s left join users u on u.id = s.id where s.id = $1
 
 
 async def insert(connection: Connection, id: str, email: str, display_name: str, password_hash: str) -> float | None:
-    """A new row for the subject `id`; when it was made, None when the address has an account."""
+    """A new row for the subject `id`; when it was made, None when the address, or the subject, has an account."""
     made: float | None = await connection.fetchval(_INSERT, id, email, email_key(email), display_name, password_hash)
     return made
 
 
 _INSERT = """
 insert into users (id, email, email_key, display_name, password_hash) values ($1, $2, $3, $4, $5)
-on conflict (email_key) do nothing returning extract(epoch from created_at)::float8
+on conflict do nothing returning extract(epoch from created_at)::float8
 """
 
 

@@ -234,6 +234,8 @@ def fill(settings: Settings, kept: Secrets, *, port: int, mail: Path | None = No
         "auth.pepper": kept.pepper,
         "http_api.key": kept.api_key,
         "auth.register_per_address_per_hour": 0,
+        "auth.guests": True,
+        "auth.guests_per_address_per_hour": 0,
         "auth.hash_queue": 64,
         "http_server.shutdown_timeout": 5.0,
         "mail.sender": "Wardgate <no-reply@wardgate.invalid>",

@@ -291,6 +291,8 @@ class Auth(Section):
     previous_peppers: list[Secret] = []
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
     register_per_address_per_hour: Count = 20
+    guests: bool = False
+    guests_per_address_per_hour: Count = 60
 
 
 class Mail(Section):
@@ -407,6 +409,8 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     clear_password = s.mail.smtp_tls == "none" and bool(s.mail.smtp_password.get_secret_value())
     yield "mail.smtp_tls", clear_password, '"none" sends the password in clear'
     yield "mail.folder", bool(s.mail.folder), "keeps letters with links that log in: it is for development"
+    unlimited = s.auth.local_accounts and s.auth.guests and not s.auth.guests_per_address_per_hour
+    yield "auth.guests_per_address_per_hour", unlimited, "0 lets one address make guests without end"
     for path, token in _tokens(s):
         clear = token.jwks_public_endpoint.startswith("http://")
         yield f"{path}.jwks_public_endpoint", clear, "keys that come over plain http can be anyone's: use https"

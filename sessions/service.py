@@ -162,12 +162,13 @@ class Sessions:
 
     async def forget(self) -> int:
         """Delete sessions that are over and old enough, in batches; how many. Not external ones that were ended: their
-        tokens would come in again, were the clock wrong by which they had expired."""
+        tokens would come in again, were the clock wrong by which they had expired. Guests go after their last one."""
         with translated():
             gone = await _in_batches(lambda: store.forget(self._pool, now=self.now(), limit=FORGOTTEN_AT_ONCE))
             if self._policy.keep_ended:
                 before = self.now() - self._policy.keep_ended
                 gone += await _in_batches(lambda: store.forget_over(self._pool, before=before, limit=FORGOTTEN_AT_ONCE))
+                await _in_batches(lambda: store.forget_guests(self._pool, before=before, limit=FORGOTTEN_AT_ONCE))
         return gone
 
     async def _drop_months(self) -> None:

@@ -36,9 +36,19 @@ async def lock_subjects(connection: Connection, ids: Sequence[str]) -> None:
 _LOCK_SUBJECTS = "SELECT FROM subjects WHERE id = ANY($1::text[]) ORDER BY id FOR NO KEY UPDATE"
 
 
-async def create_subject(connection: Executor, id: str, roles: Iterable[str] = ()) -> None:
+async def create_subject(connection: Executor, id: str, roles: Iterable[str] = (), *, guest: bool = False) -> None:
     """A new active subject with credential version 1."""
-    await connection.execute("INSERT INTO subjects (id, roles) VALUES ($1, $2)", id, list(roles))
+    await connection.execute("INSERT INTO subjects (id, roles, guest) VALUES ($1, $2, $3)", id, list(roles), guest)
+
+
+async def is_guest(connection: Executor, id: str) -> bool:
+    """Whether there is such a subject and it is a guest."""
+    return await connection.fetchval("SELECT true FROM subjects WHERE id = $1 AND guest", id) is not None
+
+
+async def no_guest_any_more(connection: Connection, id: str) -> None:
+    """The guest has registered."""
+    await connection.execute("UPDATE subjects SET guest = false WHERE id = $1", id)
 
 
 async def change_subject(
@@ -449,6 +459,20 @@ _FORGET_OVER = """
 DELETE FROM sessions WHERE sid = ANY(ARRAY(
     SELECT sid FROM sessions WHERE kind <> 'external' AND coalesce(ended_at, expires_at) < to_timestamp($1)
     ORDER BY coalesce(ended_at, expires_at) LIMIT $2 FOR UPDATE SKIP LOCKED
+))
+"""
+
+
+async def forget_guests(connection: Executor, *, before: float, limit: int) -> int:
+    """Delete guests that were made before this moment and have no session any more, live or over; how many."""
+    return int((await connection.execute(_FORGET_GUESTS, before, limit)).split()[-1])
+
+
+_FORGET_GUESTS = """
+DELETE FROM subjects WHERE id = ANY(ARRAY(
+    SELECT id FROM subjects u WHERE guest AND created_at < to_timestamp($1)
+    AND NOT EXISTS (SELECT FROM sessions s WHERE s.subject = u.id)
+    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ))
 """
 

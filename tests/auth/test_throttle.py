@@ -190,7 +190,7 @@ async def test_what_failed_after_a_right_password_gives_nothing_back_twice(
 async def test_no_address_and_no_account_stands_in_redis(throttle: Throttle, raw: "redis.Redis") -> None:
     await guess(throttle, HOME, "someone@example.org")
     await guess(throttle, HOME, "other@example.org", right=True)
-    await throttle.register(HOME, 5)
+    await throttle.make("register", HOME, 5)
     await guess(throttle, HOME, "someone@example.org", device="a device")
     names = await raw.keys("*")
     assert len(names) == 6
@@ -206,14 +206,14 @@ async def test_no_address_and_no_account_stands_in_redis(throttle: Throttle, raw
 
 async def test_registrations_by_address(throttle: Throttle) -> None:
     for _ in range(20):
-        await throttle.register(HOME, 20)
+        await throttle.make("register", HOME, 20)
     with pytest.raises(Problem) as caught:
-        await throttle.register(HOME, 20)
+        await throttle.make("register", HOME, 20)
     assert caught.value.code == "too_many_attempts"
     assert caught.value.details.retry_after == pytest.approx(180, abs=2)
-    await throttle.register(ELSEWHERE, 20)
+    await throttle.make("register", ELSEWHERE, 20)
     for _ in range(100):
-        await throttle.register(HOME, 0)
+        await throttle.make("register", HOME, 0)
 
 
 # -- without Redis
@@ -246,9 +246,9 @@ async def test_without_redis_a_known_device_still_has_its_own_smaller_budget(alo
 
 async def test_without_redis_registration_is_limited_too(alone: Throttle) -> None:
     for _ in range(5):
-        await alone.register(HOME, 20)
+        await alone.make("register", HOME, 20)
     with pytest.raises(Problem):
-        await alone.register(HOME, 20)
+        await alone.make("register", HOME, 20)
 
 
 async def test_redis_is_left_alone_for_a_second_after_it_failed(

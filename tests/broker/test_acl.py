@@ -99,7 +99,7 @@ async def test_every_part_works_with_the_documented_user(
         await caps.close()
 
     throttle = Throttle(pipe, prefix=PREFIX, secret=b"a secret of more than 32 bytes, for keys", clock=SystemClock())
-    await throttle.register("192.0.2.1", 5)
+    await throttle.make("register", "192.0.2.1", 5)
     for right in (False, True):
         async with throttle.attempt("192.0.2.1", "a") as attempt:
             if right:
