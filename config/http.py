@@ -29,6 +29,9 @@ MAX_DEPTH = 16
 BODY_WAIT = 20.0
 """Seconds in which a body must have come: whoever sends it a byte at a time holds a connection, and no longer."""
 
+SERVER = "Wardgate"
+"""What answers say of who gave them."""
+
 KEEP_ALIVE = 75.0
 """Seconds that a connection may say nothing between two requests."""
 
@@ -539,7 +542,7 @@ class Connection(web.RequestHandler):
         """What is no HTTP. aiohttp logs it, and raises where half an answer is out."""
         super().handle_error(request, status, exc, message)
         response = Problem("malformed" if status == 400 else "internal").response()
-        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.update({"X-Content-Type-Options": "nosniff", "Server": SERVER})
         response.force_close()
         return response
 

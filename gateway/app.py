@@ -25,6 +25,7 @@ from config.http import (
     IDENTIFY,
     ORIGINS,
     ROUTES,
+    SERVER,
     TRUSTED,
     Call,
     Nothing,
@@ -60,6 +61,7 @@ log = structlog.get_logger(__name__)
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 }
@@ -338,6 +340,7 @@ class App:
             return
         for name, value in _SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
+        response.headers["Server"] = SERVER  # aiohttp's says which versions run here
         if not self.dev:
             response.headers.setdefault("Strict-Transport-Security", _HSTS)
 
@@ -384,11 +387,17 @@ async def _measured(request: web.Request, handler: Callable[[web.Request], Await
 
 
 def _allow_cross_origin(app: web.Application, origins: frozenset[str]) -> None:
-    """CORS with credentials for exactly our origins, on the routes that a browser application calls."""
-    allowed = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
-        allow_credentials=True, expose_headers=("Retry-After",), allow_headers="*", max_age=300
-    )
-    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, allowed))
+    """CORS on the routes that a browser application calls, with credentials for exactly our origins.
+
+    `*`, which only dev takes, is answered as well, but never with credentials.
+    """
+    allowed = {
+        origin: aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
+            allow_credentials=origin != "*", expose_headers=("Retry-After",), allow_headers="*", max_age=300
+        )
+        for origin in origins
+    }
+    cors = aiohttp_cors.setup(app, defaults=allowed)
     for route in list(app.router.routes()):
         path = route.resource.canonical if route.resource else ""
         if path.startswith(("/auth/", "/admin/", "/.well-known/")):

@@ -297,8 +297,8 @@ Start = Callable[..., Awaitable[Worker]]
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Worker]:
-    app = await build(settings, node=secrets.token_hex(16), dev=True)
+async def serving(settings: Settings, *, dev: bool = True) -> AsyncIterator[Worker]:
+    app = await build(settings, node=secrets.token_hex(16), dev=dev)
     await app.start()
     runner = web.AppRunner(app.web, shutdown_timeout=1.0)
     await runner.setup()
