@@ -25,12 +25,19 @@ _SERVER = {
     "timezone": "UTC",
 }
 
+_ARRAYS = (
+    "SELECT $1::bigint[], $2::bool[], $3::bytea[], $4::float8[], $5::int[], $6::smallint[], $7::text[], $8::uuid[],"
+    " $9::jsonb[]"
+)
+
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 Pool = asyncpg.Pool
 
 
 async def _set_up(connection: Any) -> None:
+    """What the driver asks of the server about types is asked now, and not by the first statement that has them."""
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+    await connection.prepare(_ARRAYS)
 
 
 def hosts(url: str) -> list[str]:
@@ -89,11 +96,12 @@ async def connect(settings: Database, *, timeout: float = COMMAND_TIMEOUT) -> as
 
 
 async def open_pool(settings: Database) -> asyncpg.Pool:
-    """The process's pool of `database.pool_size` connections."""
+    """The process's pool of `database.pool_size` connections, all of them made now: to make one takes longer than a
+    revocation may."""
     return await asyncpg.create_pool(
         settings.url.get_secret_value(),
         connect=cast(Any, dial),
-        min_size=1,
+        min_size=settings.pool_size,
         max_size=settings.pool_size,
         timeout=5,
         command_timeout=COMMAND_TIMEOUT,
