@@ -245,6 +245,7 @@ class Hub:
         if home is None:
             return
         live = self._silence(peer)
+        self.deadlines.clear(peer)
         home.strangers.discard(peer)
         home.wheel.remove(peer)
         if not live:
@@ -260,7 +261,6 @@ class Hub:
         """The part of dying that nothing may come between. Whether the peer had been live."""
         live = peer.phase is Phase.LIVE
         peer.silence()
-        self.deadlines.clear(peer)
         task, peer.task = peer.task, None
         if task is not None and task is not asyncio.current_task(self._loop):
             task.cancel()
@@ -382,6 +382,7 @@ class Hub:
         for peer in told:
             subs, peer.subs = peer.subs, NO_SUBS
             peer.bucket = -1
+            self.deadlines.clear(peer)
             self.on_gone(peer, list(subs.values()))
             yield None
         for name in old.channels:
