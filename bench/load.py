@@ -18,6 +18,7 @@ frame. The bench's payloads contain neither the marker nor a brace.
 
 import contextlib
 import errno
+import functools
 import gc
 import itertools
 import json
@@ -30,7 +31,7 @@ import struct
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 COUNTERS = struct.Struct("<QQQQd")  # deliveries, frames that brought them, connections: ready, ended; last delivery
@@ -50,7 +51,8 @@ def frame(opcode: int, payload: bytes) -> bytes:
     return bytes((0x80 | opcode, 0xFE)) + len(payload).to_bytes(2, "big") + b"\0\0\0\0" + payload
 
 
-def frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+@functools.lru_cache(64)  # thousands of connections are told the same
+def frames(data: bytes) -> tuple[Sequence[tuple[int, bytes]], bytes]:
     """Whole server frames in `data`, and the bytes of the one that has not ended."""
     found: list[tuple[int, bytes]] = []
     at = 0
@@ -305,6 +307,9 @@ class Load:
         if connection.phase == CONNECTING:
             self.connected(connection)
             return
+        if connection.phase == ENDED:  # and the server has closed it meanwhile
+            self.bury(connection)
+            return
         try:
             size = connection.socket.recv_into(self.buffer)
         except BlockingIOError:
@@ -400,7 +405,6 @@ class Load:
             self.ended += 1
             self.closes.append((connection.index, code, reason, time.monotonic()))
         connection.phase = ENDED
-        self.epoll.unregister(connection.socket.fileno())
         self.burials.append(connection)
         self.settle(connection, f"{code} {reason}")
 
