@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import bcrypt
 import structlog
 
+from auth.common_passwords import too_common
 from config.http import Problem, invalid
 from config.settings import Auth
 
@@ -50,11 +51,14 @@ def bounded(field: str, password: str) -> str:
     return normal
 
 
-def acceptable(field: str, password: str, min_length: int) -> str:
-    """A *new* password in NFC, else 422. Length counts code points, and nothing about composition is asked."""
+def acceptable(field: str, password: str, min_length: int, context: Iterable[str] = ()) -> str:
+    """A *new* password in NFC, else 422. Length counts code points, and nothing about composition is asked; but it may
+    be none of those that everybody tries. `context`: what is known of its owner (address, name)."""
     normal = bounded(field, password)
     if len(normal) < min_length:
         raise invalid(field, f"at least {min_length} characters")
+    if why := too_common(normal, context):
+        raise invalid(field, why)
     return normal
 
 

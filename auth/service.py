@@ -117,7 +117,7 @@ class Users:
             raise invalid("email", "an e-mail address")
         if not users.is_display_name(display_name):
             raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
-        normal = policy.acceptable("password", password, self._passwords.min_length)
+        normal = policy.acceptable("password", password, self._passwords.min_length, (email, display_name))
         await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
         key = users.email_key(email)
         with translated():
@@ -242,11 +242,12 @@ class Users:
         Problems: invalid_credentials (the current one is wrong; counted like a login), invalid, session_ended.
         """
         old = policy.bounded("current_password", current)
-        normal = policy.acceptable("new_password", new, self._passwords.min_length)
         with translated():
             account = await users.by_id(self._pool, id)
         if account is None:
             raise Problem("forbidden", "this account's password is kept elsewhere")
+        context = (account.user.email, account.user.display_name)
+        normal = policy.acceptable("new_password", new, self._passwords.min_length, context)
         async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
             verdict = await self._passwords.check(account.password_hash, old)
             if not verdict.right:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+import unicodedata
 from datetime import datetime
 from typing import Any
 
@@ -162,6 +163,42 @@ async def test_bad_fields_are_422_by_name_and_nothing_is_written(house: House) -
         assert (answer.status, answer.code) == (422, "invalid"), change
         assert answer.json["errors"][0]["field"] == field
     assert await house.pool.fetchval("select count(*) from subjects") == 0
+
+
+async def test_sec_03_too_long_a_password_is_422_at_every_door(house: House) -> None:
+    cookie = secret_of(await house.register(mode="cookie"))
+    long = "x" * 1025
+    for path, body, field in (
+        ("/auth/register", {"email": "b@example.org", "password": long}, "password"),
+        ("/auth/login", {"email": "alice@example.org", "password": long}, "password"),
+        ("/auth/password", {"current_password": long, "new_password": PASSWORD}, "current_password"),
+        ("/auth/password", {"current_password": PASSWORD, "new_password": long}, "new_password"),
+    ):
+        answer = await house.call("POST", path, body, cookie=cookie)
+        assert (answer.status, answer.json["errors"][0]["field"]) == (422, field)
+    assert (await house.login(password="wrong wrong wrong")).status == 401  # nothing was counted but this
+
+
+async def test_sec_04_both_spellings_of_a_password_log_in(house: House) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Größe über Ångström") for form in ("NFC", "NFD"))
+    for n, (chosen, other) in enumerate(((composed, decomposed), (decomposed, composed))):
+        body = {"email": f"{n}@example.org", "password": chosen, "mode": "token"}
+        token = (await house.call("POST", "/auth/register", body)).json["access_token"]
+        assert (await house.login(f"{n}@example.org", other)).status == 200
+        assert (await change(house, other, "another correct horse", token=token)).status == 204
+
+
+async def test_sec_05_a_password_that_everybody_tries_is_refused_at_every_door(house: House) -> None:
+    token = (await house.register()).json["access_token"]
+    for password in ("password1234", "Summer2026!!", "alice1234567", "bob@example.org", "wardgate2026"):
+        name = "bob" if password.startswith("bob") else "alice"
+        body = {"email": f"{name}@example.org", "password": password, "mode": "token"}
+        answer = await house.call("POST", "/auth/register", body)
+        assert (answer.status, answer.json["errors"][0]["field"]) == (422, "password"), password
+        assert answer.json["errors"][0]["message"].startswith("not "), password
+    for password in ("password1234", "alice1234567"):
+        answer = await change(house, PASSWORD, password, token=token)
+        assert (answer.status, answer.json["errors"][0]["field"]) == (422, "new_password"), password
 
 
 async def test_bad_bodies_never_reach_anything(house: House) -> None:

@@ -184,6 +184,26 @@ async def test_an_expired_token_does_nothing_else(
     assert await pool.fetch("select sid, last_seen_at from sessions order by sid") == before
 
 
+@pytest.mark.parametrize("step", [-86400.0, -300.0, 300.0, 86400.0])
+async def test_sec_29_no_step_of_a_clock_and_no_restart_revives_a_session(
+    house: House, settings: Settings, pool: Any, sessions: Any, pipe: Any, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """Which sessions are over is told by positions: the clock decides about tokens' own times alone."""
+    made, cookie = (await house.register()).json, secret_of(await house.login(mode="cookie"))
+    token = made["access_token"]
+    await end(house, kind=Kind.USER, subject=made["user"]["id"], reason="stolen laptop")
+    real = house.revocations.database_now
+    monkeypatch.setattr(house.revocations, "database_now", lambda: real() + step)
+    async with build(settings, pool, house.revocations, sessions, pipe) as started:  # its caches are empty
+        for one in (house, started):
+            for credential in ({"token": token}, {"cookie": cookie}):
+                answer = await one.call("GET", "/auth/me", **credential)
+                assert answer.status == 401  # session_ended, unless the clock says of the token that it is not good now
+                assert answer.code == "session_ended" or "token" in credential
+            answer = await one.call("POST", "/auth/refresh", {"refresh_token": made["refresh_token"]})
+            assert (answer.status, answer.code) == (401, "session_ended")
+
+
 async def test_sec_27_disabling_refuses_everything_that_the_user_has(house: House) -> None:
     token_mode, cookie = (await house.register()).json, secret_of(await house.login(mode="cookie"))
     admin = await house.admin()

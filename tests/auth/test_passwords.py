@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from auth.common_passwords import too_common
 from auth.passwords import MAX_BYTES, Hasher, HashPool, Passwords, Verdict, acceptable, bounded
 from config.http import Problem
 from config.settings import Auth
@@ -88,6 +89,84 @@ def test_sec_04_nfc_and_nfd_are_one_password() -> None:
     assert hasher.check(stored, bounded("password", decomposed)).right
     stored = hasher.hash(acceptable("password", decomposed, 12))
     assert hasher.check(stored, bounded("password", composed)).right
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *("password1234", "Passw0rd2024!", "P@$$w0rd 1234", "p a s s w o r d 1 2", "passwordpassword"),
+        *(
+            "123456789012",
+            "987654321098",
+            "qwertyuiop12",
+            "poiuytrewq12",
+            "1q2w3e4r5t6y",
+            "zaq12wsx3edc",
+            "abcdefghijkl",
+        ),
+        *("aaaaaaaaaaaa", "abcabcabcabc", "abcdabcdabcda", "x" * 63, "12" * 30),
+        *("iloveyou1234", "Letmein!2025", "Summer2025!!", "administrator1", "liverpool2019", "trustno1trustno1"),
+    ],
+)
+def test_sec_05_what_everybody_tries_first_is_refused_with_a_reason(password: str) -> None:
+    with pytest.raises(Problem) as caught:
+        acceptable("password", password, 12)
+    assert caught.value.details.errors[0].message.startswith("not ")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *(
+            "alice1234567",
+            "4l1c3 123456",
+            "liddell12345",
+            "wonderland!!!",
+            "alice@wonderland.example",
+        ),
+        *("wardgate2026", "WARDGATE!alice"),
+    ],
+)
+def test_sec_05_what_is_known_of_its_owner_makes_no_password(password: str) -> None:
+    context = ("alice@wonderland.example", "Alice Liddell")
+    with pytest.raises(Problem) as caught:
+        acceptable("password", password, 12, context)
+    assert "your e-mail address, your name" in caught.value.details.errors[0].message
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *(
+            "correct horse battery staple",
+            "another fine password",
+            "Tr0ub4dor&3xyz",
+            "xK9$mQ2!vB7n",
+            "a long walk along the harbour 3",
+        ),
+        *(
+            "alice likes the sea",
+            "größe über ångström",
+            "\U0001f512\U0001f511\U0001f6aa\U0001f3e0" * 2 + "dkfj",
+            "x7Kq 4Gz 123 pw",
+        ),
+    ],
+)
+def test_sec_06_phrases_and_random_characters_pass(password: str) -> None:
+    assert acceptable("password", password, 12, ("alice@example.org", "Alice")) == password
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(st.text(max_size=80), st.lists(st.text(max_size=20), max_size=2))
+def test_no_password_breaks_the_judgement(password: str, context: list[str]) -> None:
+    assert isinstance(too_common(password, context), str)
+
+
+def test_judging_a_password_does_not_hold_the_loop() -> None:
+    start = time.perf_counter()
+    for text in ("aB3" * 341, "1qaz" * 256, "password" * 128, "ab" * 31 + "!", "qwertzuiop" * 6):
+        too_common(text)
+    assert time.perf_counter() - start < 0.1
 
 
 def test_sec_08_an_old_cost_or_pepper_still_verifies_and_asks_for_a_new_form() -> None:
