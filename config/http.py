@@ -13,6 +13,7 @@ import functools
 import ipaddress
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -378,9 +379,9 @@ def decode_query(request: web.Request, kind: type[Q]) -> Q:
     values: dict[str, str] = {}
     for name, value in request.query.items():
         if name in values:
-            raise invalid(name, "given twice")
+            raise invalid(_told(name), "given twice")
         if not value.isprintable():  # NUL, which PostgreSQL does not take, and other control characters
-            raise invalid(name, "printable text")
+            raise invalid(_told(name), "printable text")
         values[name] = value
     return _convert(values, kind, strict=False)
 
@@ -404,11 +405,21 @@ def _convert(value: Any, kind: type[B], *, strict: bool = True) -> B:
 
 
 def _field_error(text: str) -> FieldError:
+    """msgspec's words, but for what was sent: it may be a password in the wrong place."""
     message, _, path = text.partition(" - at `")
-    name = path.rstrip("`").lstrip("$.") if path else ""
-    if not name and "`" in message:  # "Object contains unknown field `x`", "missing required field `x`"
-        name = message.split("`")[1]
-    return FieldError(name, message)
+    name = path.rstrip("`").lstrip("$.")
+    if message.startswith(("Invalid enum value", "Invalid value")):
+        message = "None of the values that are possible here"
+    elif " field `" in message:  # "Object contains unknown field `x`", "Object missing required field `x`"
+        what, _, field = message.partition(" field `")
+        field = _told(field.rstrip("`"))
+        name, message = name or field, f"{what} field `{field}`"
+    return FieldError(_told(name), message)
+
+
+def _told(name: str) -> str:
+    """The name of a field as it may be told back: what can hardly be one is left out."""
+    return name if re.fullmatch(r"[A-Za-z0-9_.\[\]-]{0,64}", name) else "..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -416,7 +427,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:64]!r} stands twice")
+        raise ValueError(f"the key {_told(twice)!r} stands twice")
     return out
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp_cors
 import msgspec
@@ -28,6 +28,7 @@ from config.http import (
     address_prefix,
     client_address,
     connections,
+    decode_body,
     mount,
     problems,
     trusted_networks,
@@ -418,3 +419,35 @@ async def test_a_good_request_is_answered_beside_all_that(edge: int) -> None:
             writer.write(b"x")
             assert b" 200 " in await reader.readuntil(b"\r\n\r\nhello")
     writer.close()
+
+
+# -- what a refusal tells back
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'{"name": "x", "rowing to the island": 1}',
+        b'{"name": "x", "rowing to the island - at `$.name`": 1}',
+        b'{"rowing to the island": 1, "rowing to the island": 2}',
+        b'{"name": ["rowing to the island"]}',
+        b'{"name": "x", "kind": "rowing to the island"}',
+        b'{"name": "x", "count": "rowing to the island"}',
+        b'"rowing to the island"',
+        b'{"name": "x", rowing to the island',
+    ],
+)
+def test_a_refusal_names_what_is_wrong_and_does_not_tell_it_back(sent: bytes) -> None:
+    class Kinds(Body, forbid_unknown_fields=True):
+        kind: Literal["a", "b"] = "a"
+
+    with pytest.raises(Problem) as refused:
+        decode_body(sent, Kinds)
+    assert b"rowing" not in msgspec.json.encode(refused.value.details)
+
+
+def test_a_field_is_still_refused_by_its_name() -> None:
+    for sent, field in ((b'{"name": "x", "nmae": 1}', "nmae"), (b"{}", "name"), (b'{"name": 1}', "name")):
+        with pytest.raises(Problem) as refused:
+            decode_body(sent, Body)
+        assert refused.value.details.errors[0].field == field

@@ -170,8 +170,8 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def running(workers: int, *arguments: str, **environment: str) -> AsyncIterator[World]:
-    """`run.py dev --ephemeral` with its own servers, ended when the block is left."""
+async def running(workers: int, *arguments: str, log: int | None = None, **environment: str) -> AsyncIterator[World]:
+    """`run.py dev --ephemeral` with its own servers, ended when the block is left. `log`: a descriptor for its log."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(ROOT / "run.py"),
@@ -179,7 +179,7 @@ async def running(workers: int, *arguments: str, **environment: str) -> AsyncIte
         cwd=ROOT,
         env={**os.environ, "WARDGATE_AUTH_BCRYPT_COST": "5", **environment},
         stdout=asyncio.subprocess.PIPE,
-        stderr=None,
+        stderr=log,
         start_new_session=True,
     )
     assert process.stdout is not None
