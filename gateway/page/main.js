@@ -6,7 +6,8 @@ const $ = (id) => document.getElementById(id);
 const ROOM = "chat:lobby";
 const COUNTED = 1_500; // counts of connections may be a second old
 const connection = new Connection(location.origin.replace("http", "ws") + "/connection/websocket");
-const present = new Map();
+const present = new Map(); // client -> user
+const names = new Map(); // user -> the name under which that user spoke; nobody else's e-mail address is known here
 let me = null;
 let pending = null;
 
@@ -92,8 +93,11 @@ async function enter(session) {
 $("door-form").addEventListener("change", ({ target }) => {
   if (target.name !== "way") return;
   const registering = target.value === "register";
-  $("name-field").hidden = !registering;
-  $("door-form").elements.password.autocomplete = registering ? "new-password" : "current-password";
+  $("name-field").hidden = $("password-rule").hidden = !registering;
+  const { password } = $("door-form").elements;
+  password.autocomplete = registering ? "new-password" : "current-password";
+  if (registering) password.setAttribute("aria-describedby", "password-rule");
+  else password.removeAttribute("aria-describedby");
 });
 
 $("door-form").addEventListener("submit", async (event) => {
@@ -179,6 +183,7 @@ connection.addEventListener("connected", async () => {
     present.clear();
     for (const info of Object.values(presence)) present.set(info.client, info.user);
     drawPresent();
+    if (me?.user.display_name && !names.has(me.user.id)) await say({ here: true });
     setTimeout(() => me && refresh(), COUNTED);
   } catch (error) {
     note(`The room cannot be entered: ${error.message}`);
@@ -210,9 +215,20 @@ function line(author, words, kind = "") {
 
 const note = (words) => line("", words, "note");
 
+const say = (words) => connection.call("publish", { channel: ROOM, data: { ...words, from: me.user.display_name } });
+
 function said({ data, info }) {
-  line(String(data?.from ?? info?.user ?? "system"), String(data?.text ?? JSON.stringify(data)));
+  const from = info?.user && data?.from;
+  if (from && names.get(info.user) !== String(from)) {
+    names.set(info.user, String(from));
+    drawPresent();
+  }
+  const author = info?.user ? nameOf(info.user) : String(data?.from ?? "system");
+  if (data?.here) note(`${author} came in.`);
+  else line(author, String(data?.text ?? JSON.stringify(data)));
 }
+
+const nameOf = (user) => names.get(user) ?? (user ? `someone (${user.slice(-4)})` : "someone");
 
 function arrived(info, here) {
   if (here) present.set(info.client, info.user);
@@ -221,9 +237,10 @@ function arrived(info, here) {
 }
 
 function drawPresent() {
-  const users = [...new Set(present.values())].sort();
+  const users = [...new Set(present.values())].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
   text("present-count", String(users.length));
-  $("present").replaceChildren(...users.map((user) => Object.assign(document.createElement("li"), { textContent: user === me?.user.id ? `${user} (you)` : user })));
+  const shown = (user) => (user === me?.user.id ? `${me.user.display_name || nameOf(user)} (you)` : nameOf(user));
+  $("present").replaceChildren(...users.map((user) => Object.assign(document.createElement("li"), { textContent: shown(user), title: user })));
 }
 
 $("say").addEventListener("submit", async (event) => {
@@ -233,7 +250,7 @@ $("say").addEventListener("submit", async (event) => {
   if (!words) return;
   text("say-error", "");
   try {
-    await connection.call("publish", { channel: ROOM, data: { text: words, from: me.user.display_name || me.user.email.split("@")[0] } });
+    await say({ text: words });
     input.value = "";
   } catch (error) {
     text("say-error", error.message);
@@ -282,7 +299,7 @@ async function liveSessions() {
   $("known").replaceChildren(...items.map((s) => Object.assign(document.createElement("option"), { value: s.sid })));
   for (const session of items) {
     const row = $("live").insertRow();
-    cell(row, Object.assign(document.createElement("code"), { textContent: session.user }));
+    cell(row, session.user ? Object.assign(document.createElement("code"), { textContent: session.user }) : session.kind);
     cell(row, Object.assign(document.createElement("code"), { textContent: session.sid }));
     cell(row, session.device || "");
     cell(row, String(session.connections));

@@ -96,13 +96,39 @@ async def test_two_people_talk_and_see_each_other(one_worker: World, people: Peo
     ada, ben = await people.page(one_worker), await people.page(one_worker)
     await register(ada, "Ada")
     await register(ben, "Ben")
-    await expect(ada.locator("#present li")).to_have_count(2)
+    await expect(ada.locator("#present li")).to_have_text(["Ada (you)", "Ben"])
+    await expect(ben.locator("#present li")).to_have_text(["Ada", "Ben (you)"])
+    await expect(ada.get_by_role("log")).to_contain_text("Ben came in.")
     await ben.get_by_label("Message", exact=True).fill("hello <b>there</b>")
     await ben.get_by_role("button", name="Send").click()
     for page in (ada, ben):
         await expect(page.get_by_role("log")).to_contain_text("Ben: hello <b>there</b>")
     await ben.close()
-    await expect(ada.locator("#present li")).to_have_count(1)
+    await expect(ada.locator("#present li")).to_have_text(["Ada (you)"])
+
+
+async def test_who_gave_no_name_is_nobody_in_particular_to_others(three_workers: World, people: People) -> None:
+    ada, mute = await people.page(three_workers), await people.page(three_workers)
+    await register(ada, "Ada")
+    email = await register(mute, "")
+    await expect(ada.locator("#present")).to_contain_text("someone")
+    await mute.get_by_label("Message", exact=True).fill("hello")
+    await mute.get_by_role("button", name="Send").click()
+    await expect(ada.get_by_role("log")).to_contain_text("hello")
+    assert email.partition("@")[0] not in await ada.content()
+
+
+async def test_the_rule_for_passwords_is_told_to_who_registers(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    rule, password = page.get_by_text("At least 12 characters"), page.get_by_label("Password")
+    await expect(rule).to_be_hidden()
+    await expect(password).to_have_accessible_description("")
+    await page.get_by_label("Register").check()
+    await expect(rule).to_be_visible()
+    await expect(password).to_have_accessible_description(re.compile("At least 12 characters"))
+    await page.get_by_label("Log in").check()
+    await expect(rule).to_be_hidden()
+    await expect(password).to_have_accessible_description("")
 
 
 async def test_ending_a_session_tells_the_other_browser_why(one_worker: World, people: People) -> None:
