@@ -1,6 +1,7 @@
 """What ends a session ends its sockets, whatever ended it; and whoever comes back later is told the same."""
 
 import asyncio
+from typing import Any
 
 from tests.world.conftest import World, running
 
@@ -49,7 +50,7 @@ async def test_a_connect_with_an_expired_token_after_the_end_gets_the_code_of_th
         assert (await late.closed(), late.reason) == (4501, "session revoked: logout")
 
 
-async def answer(world: World, token: str) -> dict[str, object]:
+async def answer(world: World, token: str) -> dict[str, Any]:
     """What a connect with `token` is answered."""
     client = await world.socket(connect=False)
     return await client.command(connect={"token": token})
