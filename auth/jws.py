@@ -4,7 +4,10 @@ Nothing is verified here and nothing that is read here may be acted upon, but to
 """
 
 import base64
+import functools
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 MAX_LENGTH = 4096
@@ -20,7 +23,7 @@ class Malformed(ValueError):
 class Parts(NamedTuple):
     """One token, apart. `signed` is what the signature covers."""
 
-    header: dict[str, Any]
+    header: Mapping[str, Any]
     payload: bytes
     signed: bytes
     signature: bytes
@@ -35,17 +38,24 @@ def split(token: str) -> Parts:
     segments = token.encode().split(b".")
     if len(segments) != 3:
         raise Malformed("not three segments")
-    header = read_object(_decode(segments[0]))
-    if not FORBIDDEN_HEADERS.isdisjoint(header):
-        raise Malformed("a header that is not accepted")
+    header = _header(segments[0])
     signed = segments[0] + b"." + segments[1]
     return Parts(header, _decode(segments[1]), signed, _decode(segments[2]))
+
+
+@functools.lru_cache(64)
+def _header(segment: bytes) -> Mapping[str, Any]:
+    """All tokens of an issuer share it."""
+    header = read_object(_decode(segment))
+    if not FORBIDDEN_HEADERS.isdisjoint(header):
+        raise Malformed("a header that is not accepted")
+    return MappingProxyType(header)
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
     """One JSON object in UTF-8, every name once (RFC 8725 3.4 by way of RFC 7519 4), no NaN or Infinity."""
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_once, parse_constant=_refuse)
+        value = _strict(raw.decode())
     except (ValueError, RecursionError) as error:
         raise Malformed(f"not JSON: {type(error).__name__}") from None
     if not isinstance(value, dict):
@@ -78,3 +88,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse).decode
