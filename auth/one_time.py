@@ -15,13 +15,15 @@ Purpose = Literal["verify_email", "reset_password", "change_email", "approve_ema
 
 
 class Redeemed(NamedTuple):
-    """Whom a token was for, and what was laid down with it."""
+    """Whom a token was for ("": nobody yet), and what was laid down with it."""
 
     subject: str
     detail: dict[str, Any]
 
 
-async def mint(connection: Connection, purpose: Purpose, subject: str, detail: Mapping[str, Any], *, ttl: float) -> str:
+async def mint(
+    connection: Connection, purpose: Purpose, subject: str | None, detail: Mapping[str, Any], *, ttl: float
+) -> str:
     """A new token for `ttl` seconds; those minted before stay good."""
     token = secrets.token_urlsafe(32)
     await connection.execute(_MINT, _hash(token), purpose, subject, dict(detail), ttl)
@@ -30,13 +32,21 @@ async def mint(connection: Connection, purpose: Purpose, subject: str, detail: M
 
 async def redeem(connection: Connection, purpose: Purpose, token: str) -> Redeemed | None:
     """Use it up, in the caller's transaction. None when it never was, is over, was used, or is for something else."""
-    record = await connection.fetchrow(_REDEEM, _hash(token), purpose)
-    return None if record is None else Redeemed(record["subject"], record["detail"])
+    return _read(await connection.fetchrow(_REDEEM, _hash(token), purpose))
 
 
-async def void(connection: Connection, subject: str, *purposes: Purpose) -> None:
-    """Nobody can use what was minted for these purposes so far."""
-    await connection.execute(_VOID, subject, list(purposes))
+async def peek(pool: Pool, purpose: Purpose, token: str) -> Redeemed | None:
+    """What `redeem` would find, without using it up."""
+    return _read(await pool.fetchrow(_PEEK, _hash(token), purpose))
+
+
+def _read(record: Any) -> Redeemed | None:
+    return None if record is None else Redeemed(record["subject"] or "", record["detail"])
+
+
+async def void(connection: Connection, subject: str) -> None:
+    """Nobody can use what was minted for this subject so far."""
+    await connection.execute(_VOID, subject)
 
 
 async def tidy(pool: Pool) -> int:
@@ -63,7 +73,10 @@ _REDEEM = """
 DELETE FROM one_time_tokens WHERE hash = $1 AND purpose = $2 AND expires_at > clock_timestamp()
 RETURNING subject, detail
 """
-_VOID = "DELETE FROM one_time_tokens WHERE subject = $1 AND purpose = ANY($2::text[])"
+_PEEK = (
+    "SELECT subject, detail FROM one_time_tokens WHERE hash = $1 AND purpose = $2 AND expires_at > clock_timestamp()"
+)
+_VOID = "DELETE FROM one_time_tokens WHERE subject = $1"
 _TIDY = """
 DELETE FROM one_time_tokens WHERE hash IN (
     SELECT hash FROM one_time_tokens WHERE expires_at < clock_timestamp() LIMIT $1 FOR UPDATE SKIP LOCKED

@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
-from auth import users
+from auth import letters, users
 from auth.api_keys import ApiKeys
 from auth.devices import KNOWN_FOR, DeviceCookies
 from auth.external import ExternalTokens
 from auth.identity import READING, Identity
 from auth.keys import Keys, key_sealer
+from auth.mailbox import Mailboxes
+from auth.mailbox_routes import MailboxRoutes, Text, asked_language
 from auth.passwords import Passwords
 from auth.service import Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
@@ -52,7 +54,6 @@ from sessions.revocations import Receipt, Revocations
 from sessions.routes import ListAnonymous, SessionRoutes, SessionView, nobody, view
 from sessions.service import Sessions
 
-Text = Annotated[str, msgspec.Meta(max_length=8192)]
 Mode = Literal["cookie", "token"]
 
 JWKS_FOR = 60  # s that a reader of the key set may keep it; a new key is published for longer before it signs
@@ -172,8 +173,17 @@ class UserChanged(msgspec.Struct, frozen=True):
 class AccountRoutes:
     """The handlers, over what they need."""
 
-    def __init__(self, people: Users, sessions: Sessions, tokens: AccessTokens, keys: Keys) -> None:
-        self._people, self._sessions, self._tokens, self._keys = people, sessions, tokens, keys
+    def __init__(
+        self,
+        people: Users,
+        mailboxes: Mailboxes,
+        sessions: Sessions,
+        tokens: AccessTokens,
+        keys: Keys,
+        settings: Settings,
+    ) -> None:
+        self._people, self._mailboxes, self._settings = people, mailboxes, settings
+        self._sessions, self._tokens, self._keys = sessions, tokens, keys
 
     def routes(self) -> list[Route]:
         return [
@@ -181,10 +191,11 @@ class AccountRoutes:
                 "POST",
                 "/auth/register",
                 self.register,
-                "A new account and its first session",
+                "A new account and its first session; with auth.verify_email always 202, and the rest by mail",
                 body=Register,
-                result=LoggedInView,
+                result=LoggedInView | Nothing,
                 status=201,
+                also=(202,),
                 errors=(
                     "cross_site",
                     "forbidden",
@@ -195,7 +206,7 @@ class AccountRoutes:
                     "too_many_attempts",
                     "busy",
                 ),
-                headers=("Authorization",),
+                headers=("Authorization", "Accept-Language"),
                 tag="accounts",
             ),
             Route(
@@ -285,11 +296,15 @@ class AccountRoutes:
 
     # -- becoming someone
 
-    async def register(self, call: Call[Register, Nothing]) -> LoggedInView:
+    async def register(self, call: Call[Register, Nothing]) -> LoggedInView | web.StreamResponse:
         body = call.body
         client = await self._client(call, body.mode)
         if body.mode == "token":
             client = client._replace(held=await _bearer(call.request))
+        if self._settings.auth.verify_email:
+            language = asked_language(call, self._settings.mail.language)
+            await self._mailboxes.register(body.email, body.password, body.display_name, client, language)
+            return reply(Nothing(), status=202)
         done = await self._people.register(body.email, body.password, body.display_name, body.mode, client)
         return await self._logged_in(call, done)
 
@@ -474,7 +489,12 @@ class Accounts:
         )
         self.jobs = Jobs(pool, node=revocations.node)
         self._jobs = JobRoutes(pool, self.jobs)
-        self._accounts = AccountRoutes(self.people, sessions, self.tokens, self.keys)
+        mail = settings.mail
+        if mail.on:
+            self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
+        mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, self.jobs, settings.auth, mail)
+        self._mailboxes = MailboxRoutes(mailboxes, mail.language)
+        self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, settings)
         self.cookies = CookieStorage(sessions, secure=secure)
 
     async def start(self) -> None:
@@ -492,7 +512,7 @@ class Accounts:
 
     def mount(self, app: web.Application) -> None:
         """Serve what is about accounts, sessions and revocations."""
-        for room in (self._accounts, self._sessions, self._revocations, self._jobs):
+        for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs):
             mount(app, room.routes())
 
     def figures(self) -> Mapping[str, float]:

@@ -137,15 +137,27 @@ class Throttle:
 
     async def make(self, what: Literal["register", "guest"], address: str, per_hour: int) -> None:
         """One account or guest more from `address`; 0 means without limit. Problem `too_many_attempts`."""
-        if per_hour == 0:
-            return
-        name = self._name(what, address_prefix(address))
-        wait = await self._either(
+        if per_hour:
+            await self.some(what, address_prefix(address), per_hour)
+
+    async def some(self, what: str, value: str, per_hour: int) -> None:
+        """`what` once more for `value`, of which an hour has so many. Problem `too_many_attempts`."""
+        wait = await self._one(what, value, per_hour)
+        if wait:
+            raise _too_many(wait)
+
+    async def permits(self, what: str, value: str, per_hour: int) -> bool:
+        """The same, answered."""
+        return not await self._one(what, value, per_hour)
+
+    async def _one(self, what: str, value: str, per_hour: int) -> float:
+        """Seconds to wait; 0 when it was counted."""
+        name = self._name(what, value)
+        wait: float = await self._either(
             lambda: self._shared.take_one(name, per_hour, 3600 / per_hour),
             lambda: self._local.take_one(name, max(1, per_hour // 4), 4 * 3600 / per_hour),
         )
-        if wait:
-            raise _too_many(wait)
+        return wait
 
     async def know(self, address: str, account: str) -> None:
         """`account` was made from `address`: it is known there, as after a login."""

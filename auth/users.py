@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import asyncpg
 import msgspec
 
 from config.database import Connection, Pool
@@ -164,6 +165,24 @@ async def set_password(connection: Connection, id: str, password_hash: str) -> N
 _SET_HASH = """
 update users set password_hash = $2, password_changed_at = clock_timestamp(), failures = 0 where id = $1
 """
+
+
+async def verified(connection: Connection, id: str) -> None:
+    """The mailbox is theirs: a letter's link was opened."""
+    await connection.execute("update users set email_verified_at = clock_timestamp() where id = $1", id)
+
+
+async def set_email(connection: Connection, id: str, email: str) -> bool:
+    """Another address, which is theirs; False when it has an account already."""
+    try:
+        async with connection.transaction():
+            await connection.execute(_SET_EMAIL, id, email, email_key(email))
+    except asyncpg.UniqueViolationError:
+        return False
+    return True
+
+
+_SET_EMAIL = "update users set email = $2, email_key = $3, email_verified_at = clock_timestamp() where id = $1"
 
 
 async def add_failures(connection: Connection, counts: Mapping[str, int]) -> list[str]:

@@ -237,6 +237,7 @@ def fill(settings: Settings, kept: Secrets, *, port: int, mail: Path | None = No
         "auth.guests": True,
         "auth.guests_per_address_per_hour": 0,
         "auth.hash_queue": 64,
+        "auth.verify_email": False,
         "http_server.shutdown_timeout": 5.0,
         "mail.sender": "Wardgate <no-reply@wardgate.invalid>",
         "mail.verify_email_link": f"{page}#verify={{token}}",

@@ -280,6 +280,7 @@ class Sessions(Section):
 class Auth(Section):
     local_accounts: bool = True
     registration: bool = True
+    verify_email: bool = True
     issuer: str = "wardgate"
     audience: str = "wardgate"
     access_token_ttl: Seconds = 600.0
@@ -405,6 +406,13 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     yield "auth.bcrypt_cost", s.auth.bcrypt_cost < MIN_BCRYPT_COST, f"must be {MIN_BCRYPT_COST} or more"
     unlimited = s.auth.local_accounts and s.auth.registration and not s.auth.register_per_address_per_hour
     yield "auth.register_per_address_per_hour", unlimited, "0 lets one address make accounts without end"
+    wants_letters = s.auth.local_accounts and s.auth.registration and s.auth.verify_email
+    mute = wants_letters and not (s.mail.on and s.mail.verify_email_link)
+    yield (
+        "auth.verify_email",
+        mute,
+        "needs mail.smtp_host and mail.verify_email_link, or set it to false",
+    )
     yield "mail.sender", bool(s.mail.smtp_host) and not s.mail.sender, "is needed to send mail"
     clear_password = s.mail.smtp_tls == "none" and bool(s.mail.smtp_password.get_secret_value())
     yield "mail.smtp_tls", clear_password, '"none" sends the password in clear'

@@ -156,6 +156,7 @@ def settings(database_url: str, redis_url: str) -> Settings:
                 "bcrypt_cost": 4,
                 "pepper": "test-pepper-0123456789abcdef0123456789",
                 "register_per_address_per_hour": 0,
+                "verify_email": False,
             },
         }
     )

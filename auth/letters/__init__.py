@@ -9,6 +9,7 @@ is minted when the letter is written, and only its hash stays.
 """
 
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,7 @@ class Token(msgspec.Struct, frozen=True):
     """The one-time token that a letter's link carries. `ttl` in seconds."""
 
     purpose: one_time.Purpose
-    subject: str
+    subject: str | None
     ttl: float
     detail: dict[str, Any] = {}
 
@@ -77,6 +78,11 @@ def language_of(accepted: str, otherwise: str) -> str:
             continue
     found = [tag for weight, tag in sorted(wanted, key=lambda one: one[0]) if tag in LANGUAGES and weight < 0]
     return found[0] if found else otherwise
+
+
+def moment(at: float) -> str:
+    """A time as letters say it, in any language: `at` in seconds since 1970."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
 class Letters:

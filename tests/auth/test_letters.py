@@ -303,8 +303,8 @@ async def test_tokens_that_are_over_voided_or_made_up_are_refused(pool: Pool) ->
     async with pool.acquire() as connection:
         over = await one_time.mint(connection, "reset_password", "u1", {}, ttl=-1)
         void = await one_time.mint(connection, "reset_password", "u1", {}, ttl=60)
+        await one_time.void(connection, "u1")
         kept = await one_time.mint(connection, "verify_email", "u1", {}, ttl=60)
-        await one_time.void(connection, "u1", "reset_password")
         for token in (over, void, "", "x" * 100_000, "\ud800"):
             assert await one_time.redeem(connection, "reset_password", token) is None
         await one_time.mint(connection, "reset_password", "u1", {}, ttl=-1)

@@ -19,6 +19,7 @@ SAFE = {
     "REDIS_URL": "redis://cache",
     "WARDGATE_SESSIONS_SECRET_KEY": SECRET,
     "WARDGATE_AUTH_PEPPER": SECRET,
+    "WARDGATE_AUTH_VERIFY_EMAIL": "false",
 }
 
 

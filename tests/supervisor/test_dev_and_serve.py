@@ -299,6 +299,7 @@ def serving(database_url: str, redis_url: str, **more: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "WARDGATE_SESSIONS_SECRET_KEY": SECRET,
         "WARDGATE_AUTH_PEPPER": SECRET,
+        "WARDGATE_AUTH_VERIFY_EMAIL": "false",
         "WARDGATE_HTTP_SERVER_PORT": "0",
         **more,
     }

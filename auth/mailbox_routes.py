@@ -1,0 +1,154 @@
+"""The routes of `auth.mailbox`: what may be asked, and what links bring back. Each answers the same for everybody."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from auth.letters import language_of
+from auth.mailbox import Mailboxes
+from auth.service import Client
+from config.http import Call, Nothing, Route
+
+Text = Annotated[str, msgspec.Meta(max_length=8192)]
+
+
+class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    email: Text
+
+
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the link in a letter carries."""
+
+    token: Text
+
+
+class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: Text
+    new_password: Text
+
+
+class NewAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    new_email: Text
+    current_password: Text
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """`changed` is false while the other mailbox has yet to confirm."""
+
+    changed: bool
+
+
+class MailboxRoutes:
+    """The handlers. `language`: of letters to people who ask for none of ours."""
+
+    def __init__(self, mailboxes: Mailboxes, language: str) -> None:
+        self._mailboxes, self._language = mailboxes, language
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "POST",
+                "/auth/verify-email",
+                self.verify,
+                "A registration becomes an account: with the token of the link in the letter",
+                body=Link,
+                errors=("email_taken",),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/verify-email/resend",
+                self.resend,
+                "The letter of a registration again",
+                body=Address,
+                result=Nothing,
+                status=202,
+                errors=("forbidden", "too_many_attempts"),
+                headers=("Accept-Language",),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/password/forgot",
+                self.forgot,
+                "A letter with a link that sets a new password",
+                body=Address,
+                result=Nothing,
+                status=202,
+                errors=("forbidden", "too_many_attempts"),
+                headers=("Accept-Language",),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/password/reset",
+                self.reset,
+                "A new password, with the token of the link; every session ends",
+                body=NewPassword,
+                errors=("busy", "outcome_unknown"),
+                headers=("Accept-Language",),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/email",
+                self.change,
+                "Letters to my old and my new address, which changes when both are answered",
+                body=NewAddress,
+                result=Nothing,
+                status=202,
+                access="session",
+                errors=("invalid_credentials", "too_many_attempts", "busy"),
+                headers=("Accept-Language",),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/email/confirm",
+                self.confirm,
+                "One of the two letters is answered, with the token of its link",
+                body=Link,
+                result=Moved,
+                errors=("email_taken", "outcome_unknown"),
+                headers=("Accept-Language",),
+                tag="accounts",
+            ),
+        ]
+
+    async def verify(self, call: Call[Link, Nothing]) -> None:
+        await self._mailboxes.verify(call.body.token, _client(call))
+
+    async def resend(self, call: Call[Address, Nothing]) -> Nothing:
+        await self._mailboxes.ask("resend", call.body.email, _client(call), self._language_of(call))
+        return Nothing()
+
+    async def forgot(self, call: Call[Address, Nothing]) -> Nothing:
+        await self._mailboxes.ask("reset", call.body.email, _client(call), self._language_of(call))
+        return Nothing()
+
+    async def reset(self, call: Call[NewPassword, Nothing]) -> None:
+        body = call.body
+        await self._mailboxes.reset(body.token, body.new_password, _client(call), self._language_of(call))
+
+    async def change(self, call: Call[NewAddress, Nothing]) -> Nothing:
+        body, who = call.body, call.who
+        await self._mailboxes.change(
+            who.id, who.sid or "", body.new_email, body.current_password, _client(call), self._language_of(call)
+        )
+        return Nothing()
+
+    async def confirm(self, call: Call[Link, Nothing]) -> Moved:
+        changed = await self._mailboxes.confirm_change(call.body.token, _client(call), self._language_of(call))
+        return Moved(changed)
+
+    def _language_of(self, call: Call[Any, Any]) -> str:
+        return asked_language(call, self._language)
+
+
+def asked_language(call: Call[Any, Any], otherwise: str) -> str:
+    """In which language somebody wants letters."""
+    return language_of(call.request.headers.get("Accept-Language", ""), otherwise)
+
+
+def _client(call: Call[Any, Any]) -> Client:
+    return Client(call.address, call.request.headers.get("User-Agent", ""))
