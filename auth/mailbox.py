@@ -73,7 +73,7 @@ class Mailboxes:
 
     # -- asked by anybody; the answer tells nothing
 
-    async def register(self, email: str, password: str, display_name: str, client: Client, language: str) -> None:
+    async def register(self, email: str, password: str, display_name: str, client: Client) -> None:
         """An account for whoever opens the link in the letter. Problems: forbidden, invalid, too_many_attempts,
         busy."""
         self._require_mail()
@@ -89,10 +89,10 @@ class Mailboxes:
         id = uuid4().hex
         async with transaction(self._pool) as connection:
             await connection.execute(_REGISTER, id, email, users.email_key(email), display_name, stored)
-            await self._enqueue(connection, Asked("register", email, language, id))
+            await self._enqueue(connection, Asked("register", email, self._language(client), id))
         self._jobs.wake()
 
-    async def ask(self, wish: Literal["resend", "reset"], email: str, client: Client, language: str) -> None:
+    async def ask(self, wish: Literal["resend", "reset"], email: str, client: Client) -> None:
         """The letter of the latest registration again, or one for a new password. Problems: forbidden, invalid,
         too_many_attempts."""
         self._require_mail()
@@ -100,8 +100,11 @@ class Mailboxes:
             raise invalid("email", "an e-mail address")
         await self._throttle.some("letters by", address_prefix(client.address), ASKED_PER_HOUR)
         async with transaction(self._pool) as connection:
-            await self._enqueue(connection, Asked(wish, email, language))
+            await self._enqueue(connection, Asked(wish, email, self._language(client)))
         self._jobs.wake()
+
+    def _language(self, client: Client) -> str:
+        return letters.language_of(client.language, self._mail.language)
 
     def _require_mail(self) -> None:
         if not self._settings.local_accounts:
@@ -174,7 +177,7 @@ class Mailboxes:
                     connection, "user.created", actor=f"user:{id}", target=f"user:{id}", address=client.address
                 )
 
-    async def reset(self, token: str, new: str, client: Client, language: str) -> None:
+    async def reset(self, token: str, new: str, client: Client) -> None:
         """A new password; every session of the user ends. Problems: invalid (also a link that is no longer good),
         busy."""
         normal = policy.acceptable("new_password", new, self._passwords.min_length)
@@ -205,13 +208,16 @@ class Mailboxes:
                     address=client.address,
                     detail={"sessions_ended": ended},
                 )
-                await letters.post(connection, _changed(account, language, self._revocations.database_now()))
+                at = letters.moment(self._revocations.database_now())
+                values = {"name": account.user.display_name, "at": at}
+                language = self._language(client)
+                await letters.post(connection, Order("password_changed", account.user.email, language, values))
         await self._throttle.know(client.address, account.email_key)
         self._jobs.wake()
 
     # -- another address
 
-    async def change(self, id: str, sid: str, email: str, password: str, client: Client, language: str) -> None:
+    async def change(self, id: str, sid: str, email: str, password: str, client: Client) -> None:
         """Letters to the old and the new address; the change is done when both are answered. An address that has an
         account gets a letter that says so, and nothing else happens.
 
@@ -233,7 +239,7 @@ class Mailboxes:
             await attempt.succeeded()
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
-                await self._begin_change(writing.connection, account, email, language)
+                await self._begin_change(writing.connection, account, email, self._language(client))
                 await writing.require_live(sid)
                 await audit.append(
                     writing.connection,
@@ -263,7 +269,7 @@ class Mailboxes:
             ),
         )
 
-    async def confirm_change(self, token: str, client: Client, language: str) -> bool:
+    async def confirm_change(self, token: str, client: Client) -> bool:
         """One of the two links was opened; whether the address has changed with it. Problems: invalid, email_taken."""
         with translated():
             known = await one_time.peek(self._pool, "change_email", token)
@@ -283,18 +289,20 @@ class Mailboxes:
                     raise _no_longer("token")
                 if not (change["new_confirmed"] and change["old_confirmed"]):
                     return False
-                await self._move(connection, account, change["email"], client, language)
+                await self._move(connection, account, change["email"], client)
+        await self._throttle.know(client.address, users.email_key(change["email"]))
         self._jobs.wake()
         return True
 
-    async def _move(self, connection: Connection, account: Account, email: str, client: Client, language: str) -> None:
+    async def _move(self, connection: Connection, account: Account, email: str, client: Client) -> None:
         id, old = account.user.id, account.user.email
         if not await users.set_email(connection, id, email):
             raise Problem("email_taken")
         await connection.execute(_FORGET_CHANGE, id)
         await one_time.void(connection, id)
         await letters.post(
-            connection, Order("email_changed", old, language, {"name": account.user.display_name, "email": email})
+            connection,
+            Order("email_changed", old, self._language(client), {"name": account.user.display_name, "email": email}),
         )
         await audit.append(
             connection, "user.email_changed", actor=f"user:{id}", target=f"user:{id}", address=client.address
@@ -313,11 +321,6 @@ def _as(account: Account) -> dict[str, Any]:
 
 def _order(letter: letters.Name, account: Account, language: str, token: Token | None = None) -> Order:
     return Order(letter, account.user.email, language, {"name": account.user.display_name}, token)
-
-
-def _changed(account: Account, language: str, at: float) -> Order:
-    values = {"name": account.user.display_name, "at": letters.moment(at)}
-    return Order("password_changed", account.user.email, language, values)
 
 
 async def _redeemed(connection: Connection, token: str, purpose: one_time.Purpose) -> one_time.Redeemed:

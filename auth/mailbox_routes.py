@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from auth.letters import language_of
 from auth.mailbox import Mailboxes
 from auth.service import Client
 from config.http import Call, Nothing, Route
@@ -39,10 +38,10 @@ class Moved(msgspec.Struct, frozen=True):
 
 
 class MailboxRoutes:
-    """The handlers. `language`: of letters to people who ask for none of ours."""
+    """The handlers."""
 
-    def __init__(self, mailboxes: Mailboxes, language: str) -> None:
-        self._mailboxes, self._language = mailboxes, language
+    def __init__(self, mailboxes: Mailboxes) -> None:
+        self._mailboxes = mailboxes
 
     def routes(self) -> list[Route]:
         return [
@@ -116,39 +115,31 @@ class MailboxRoutes:
         ]
 
     async def verify(self, call: Call[Link, Nothing]) -> None:
-        await self._mailboxes.verify(call.body.token, _client(call))
+        await self._mailboxes.verify(call.body.token, who_asks(call))
 
     async def resend(self, call: Call[Address, Nothing]) -> Nothing:
-        await self._mailboxes.ask("resend", call.body.email, _client(call), self._language_of(call))
+        await self._mailboxes.ask("resend", call.body.email, who_asks(call))
         return Nothing()
 
     async def forgot(self, call: Call[Address, Nothing]) -> Nothing:
-        await self._mailboxes.ask("reset", call.body.email, _client(call), self._language_of(call))
+        await self._mailboxes.ask("reset", call.body.email, who_asks(call))
         return Nothing()
 
     async def reset(self, call: Call[NewPassword, Nothing]) -> None:
         body = call.body
-        await self._mailboxes.reset(body.token, body.new_password, _client(call), self._language_of(call))
+        await self._mailboxes.reset(body.token, body.new_password, who_asks(call))
 
     async def change(self, call: Call[NewAddress, Nothing]) -> Nothing:
         body, who = call.body, call.who
-        await self._mailboxes.change(
-            who.id, who.sid or "", body.new_email, body.current_password, _client(call), self._language_of(call)
-        )
+        await self._mailboxes.change(who.id, who.sid or "", body.new_email, body.current_password, who_asks(call))
         return Nothing()
 
     async def confirm(self, call: Call[Link, Nothing]) -> Moved:
-        changed = await self._mailboxes.confirm_change(call.body.token, _client(call), self._language_of(call))
+        changed = await self._mailboxes.confirm_change(call.body.token, who_asks(call))
         return Moved(changed)
 
-    def _language_of(self, call: Call[Any, Any]) -> str:
-        return asked_language(call, self._language)
 
-
-def asked_language(call: Call[Any, Any], otherwise: str) -> str:
-    """In which language somebody wants letters."""
-    return language_of(call.request.headers.get("Accept-Language", ""), otherwise)
-
-
-def _client(call: Call[Any, Any]) -> Client:
-    return Client(call.address, call.request.headers.get("User-Agent", ""))
+def who_asks(call: Call[Any, Any]) -> Client:
+    """The other side of a request that no cookie comes with."""
+    headers = call.request.headers
+    return Client(call.address, headers.get("User-Agent", ""), language=headers.get("Accept-Language", ""))

@@ -18,7 +18,7 @@ from auth.external import ExternalTokens
 from auth.identity import READING, Identity
 from auth.keys import Keys, key_sealer
 from auth.mailbox import Mailboxes
-from auth.mailbox_routes import MailboxRoutes, Text, asked_language
+from auth.mailbox_routes import MailboxRoutes, Text, who_asks
 from auth.passwords import Passwords
 from auth.service import Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
@@ -302,8 +302,7 @@ class AccountRoutes:
         if body.mode == "token":
             client = client._replace(held=await _bearer(call.request))
         if self._settings.auth.verify_email:
-            language = asked_language(call, self._settings.mail.language)
-            await self._mailboxes.register(body.email, body.password, body.display_name, client, language)
+            await self._mailboxes.register(body.email, body.password, body.display_name, client)
             return reply(Nothing(), status=202)
         done = await self._people.register(body.email, body.password, body.display_name, body.mode, client)
         return await self._logged_in(call, done)
@@ -324,18 +323,19 @@ class AccountRoutes:
     async def _client(self, call: Call[Any, Any], mode: Mode) -> Client:
         """A login that sets a cookie must come from our pages, and replaces the session of the cookie before."""
         request, agent = call.request, call.request.headers.get("User-Agent", "")
+        language = call.request.headers.get("Accept-Language", "")
         if mode == "token":
-            return Client(call.address, agent)
+            return Client(call.address, agent, language=language)
         require_same_origin(request)
         before, known_by = await cookies.reading(request), cookies.device(request)
         if before is None:
-            return Client(call.address, agent, known_by=known_by)
+            return Client(call.address, agent, known_by=known_by, language=language)
         held: Held | None = Held(before.session.subject.id, before.session.sid)
         try:
             await self._sessions.admit(before)
         except SessionEnded:
             held = None
-        return Client(call.address, agent, before.session.sid, known_by, held)
+        return Client(call.address, agent, before.session.sid, known_by, held, language)
 
     async def _logged_in(self, call: Call[Any, Any], done: LoggedIn) -> LoggedInView:
         reading = done.opened.reading
@@ -376,8 +376,7 @@ class AccountRoutes:
         return await self._sessions.admit(found)
 
     async def change_password(self, call: Call[ChangePassword, Nothing]) -> None:
-        client = Client(call.address, call.request.headers.get("User-Agent", ""))
-        body, who = call.body, call.who
+        client, body, who = who_asks(call), call.body, call.who
         await self._people.change_password(who.id, who.sid or "", body.current_password, body.new_password, client)
 
     # -- for admins
@@ -477,7 +476,9 @@ class Accounts:
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
         previous = [key.get_secret_value().encode() for key in settings.sessions.previous_secret_keys]
         devices = DeviceCookies(secret.encode(), previous, now=now)
-        self.people = Users(pool, revocations, sessions, self.passwords, throttle, devices, settings.auth)
+        self.people = Users(
+            pool, revocations, sessions, self.passwords, throttle, devices, settings.auth, settings.mail
+        )
         self.identity = Identity(
             sessions,
             revocations,
@@ -493,7 +494,7 @@ class Accounts:
         if mail.on:
             self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
         mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, self.jobs, settings.auth, mail)
-        self._mailboxes = MailboxRoutes(mailboxes, mail.language)
+        self._mailboxes = MailboxRoutes(mailboxes)
         self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, settings)
         self.cookies = CookieStorage(sessions, secure=secure)
 

@@ -11,17 +11,18 @@ from typing import Literal, NamedTuple, Protocol
 
 import structlog
 
+from auth import letters, users
 from auth import passwords as policy
-from auth import users
 from auth.devices import DeviceCookies
 from auth.passwords import Passwords
 from auth.throttle import Throttle
 from auth.users import Account, User
 from config.database import Connection, Pool
-from config.http import Problem, invalid
-from config.settings import Auth
+from config.http import Problem, address_prefix, invalid
+from config.settings import Auth, Mail
 from config.tasks import Tasks
 from sessions import audit, store
+from sessions.devices import device_name
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
 from sessions.model import DISABLED, REVOKED, Kind
@@ -48,14 +49,15 @@ class Held(NamedTuple):
 
 class Client(NamedTuple):
     """Who asks: the address as far as it can be trusted, the user agent, and what came along: the sid of the session
-    that another one replaces whoever's it is, the session that is taken over if it is a guest's, and the value that a
-    known device has."""
+    that another one replaces whoever's it is, the session that is taken over if it is a guest's, the value that a known
+    device has, and the languages that are asked for (Accept-Language)."""
 
     address: str
     device: str
     replaces: str = ""
     known_by: str = ""
     held: Held | None = None
+    language: str = ""
 
 
 class Ledger(Protocol):
@@ -88,8 +90,9 @@ class Users:
         throttle: Throttle,
         devices: DeviceCookies,
         settings: Auth,
+        mail: Mail,
     ) -> None:
-        self._pool, self._revocations, self._sessions = pool, revocations, sessions
+        self._pool, self._revocations, self._sessions, self._mail = pool, revocations, sessions, mail
         self._passwords, self._throttle, self._devices, self._settings = passwords, throttle, devices, settings
         self._failures: dict[str, int] = {}
         self._tasks = Tasks()
@@ -198,9 +201,11 @@ class Users:
                 guest = await self._guest(client)
             if guest is not None:  # who was nobody is this user now
                 client = client._replace(replaces=guest.sid)
-            return await self._enter(account, rehash, mode, client)
+            return await self._enter(account, rehash, mode, client, known=attempt.known)
 
-    async def _enter(self, account: Account, rehash: str | None, mode: Mode, client: Client) -> LoggedIn:
+    async def _enter(
+        self, account: Account, rehash: str | None, mode: Mode, client: Client, *, known: bool
+    ) -> LoggedIn:
         user = account.user
         self._failures.pop(user.id, None)
         try:
@@ -208,6 +213,9 @@ class Users:
                 async with self._revocations.writing(actor=f"user:{user.id}") as writing:
                     opened = await self._open(writing, user.id, account.credential_version, mode, client)
                     await users.logged_in(writing.connection, user.id, rehash)
+                    if not known and user.last_login_at is not None:
+                        device = {"device": device_name(client.device), "address": address_prefix(client.address)}
+                        await self._tell(writing.connection, "new_device", user, client, device)
         except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
             raise Problem("invalid_credentials") from None
         return LoggedIn(user, opened, self._devices.make(account.email_key))
@@ -280,6 +288,16 @@ class Users:
             address=client.address,
             detail={"sessions_ended": ended},
         )
+        await self._tell(connection, "password_changed", account.user, client)
+
+    async def _tell(
+        self, connection: Connection, letter: letters.Name, user: User, client: Client, more: Mapping[str, str] = {}
+    ) -> None:
+        """A notice that something happened, where letters are sent."""
+        if self._mail.on:
+            values = {"name": user.display_name, "at": letters.moment(self._revocations.database_now()), **more}
+            language = letters.language_of(client.language, self._mail.language)
+            await letters.post(connection, letters.Order(letter, user.email, language, values))
 
     # -- what admins do
 

@@ -411,7 +411,7 @@ def test_options_that_do_not_go_together_hide_nothing_else() -> None:
     lines = mistakes(environ, dev=False)
     assert "nowhere" in lines[0]
     assert [line.partition(":")[0] for line in lines[1:]] == [
-        *("database.url", "redis.url", "sessions.secret_key", "auth.pepper")
+        *("database.url", "redis.url", "sessions.secret_key", "auth.pepper", "auth.verify_email")
     ]
 
 
