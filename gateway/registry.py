@@ -135,11 +135,12 @@ class Registry:
 
     def _count(self, sid: str, user: str, by: int) -> None:
         self._connections += by
-        before = sid in self._sessions.live
-        self._sessions.add(sid, by)
         if user:
+            self._sessions.add(sid, by)
             self._users.add(user, by)
         else:
+            before = sid in self._sessions.live
+            self._sessions.add(sid, by)
             self._anonymous += (sid in self._sessions.live) - before
 
     # -- all nodes; everything raises Unavailable when Redis is away
