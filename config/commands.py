@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import asyncpg
 import cyclopts
@@ -96,7 +96,7 @@ async def postgres_there(settings: Database, patience: float = PATIENCE) -> None
             await connection.close(timeout=1)
 
     server = _Server("PostgreSQL", "database.url", settings.url.get_secret_value())
-    away = (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError)
+    away = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
     refused = asyncpg.InvalidAuthorizationSpecificationError
     version = await _patiently(server, attempt, patience, refused, away)
     if version < MIN_POSTGRES:
@@ -115,7 +115,7 @@ async def redis_there(settings: Redis, patience: float = PATIENCE) -> None:
             await client.aclose()
 
     server = _Server("Redis", "redis.url", settings.url.get_secret_value())
-    away = (OSError, TimeoutError, ValueError, redis.RedisError)
+    away = (OSError, TimeoutError, redis.RedisError)
     version = await _patiently(server, attempt, patience, redis.AuthenticationError, away)
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
         raise Failure(f"Redis {version} is too old: 7.2 or later is needed, or Valkey")
@@ -136,7 +136,8 @@ async def _patiently(
     refused: type[Exception],
     away: tuple[type[Exception], ...],
 ) -> T:
-    """Wait for a server that is away; one that is there and refuses the credentials will not take them later."""
+    """Wait for a server that is away. One that is there and refuses the credentials will not take them later, and a URL
+    that is none will not become one."""
     where, start = f"{server.name} at {place_of(server.url)}", time.monotonic()
     said = start - _SAY_EVERY
     while True:
@@ -145,6 +146,10 @@ async def _patiently(
         except refused as error:
             why = f"{where} refuses the user or password: {error}"
             raise SettingsError([Mistake(server.option, "", why)]) from None
+        except (ValueError, OverflowError):  # its text may be a piece of the password
+            why = f"is no URL of {server.name}"
+            hint = "in a user or password the characters / ? # @ : % are written as %2F %3F %23 %40 %3A %25"
+            raise SettingsError([Mistake(server.option, "", why, hint)]) from None
         except away as error:
             why = f"{type(error).__name__}: {error}".rstrip(": ")
         now = time.monotonic()
@@ -157,12 +162,9 @@ async def _patiently(
 
 
 def place_of(url: str) -> str:
-    """Hosts, ports and database of a URL, without the credentials."""
-    try:
-        parts = urlsplit(url)
-        return parts.netloc.rpartition("@")[2] + parts.path or "?"
-    except ValueError:
-        return "?"
+    """Hosts, ports and database of a URL, without the credentials, also where these are not written as they should."""
+    after = url.rpartition("@")[2].rpartition("://")[2]
+    return re.split("[?#]", after)[0] or "?"
 
 
 def say(text: str) -> None:

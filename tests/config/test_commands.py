@@ -53,12 +53,30 @@ def test_json_is_one_line_for_programs(capsys: pytest.CaptureFixture[str]) -> No
         ("postgresql://user:secret@db:5432/x?password=secret", "db:5432/x"),
         ("redis://:secret@cache:6379/0", "cache:6379/0"),
         ("nonsense", "nonsense"),
-        ("redis://[::1", "?"),
+        ("redis://[::1", "[::1"),
         ("", "?"),
     ],
 )
 def test_a_url_is_told_without_its_credentials(url: str, place: str) -> None:
     assert place_of(url) == place
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("://u:hunter/2@h/x", "://u:hunter#2@h/x", "://u:hunter?2@h/x", "://u:hunter@2@h:x/x", "://u:hunter2@[h/x"),
+        "ql://u:hunter2@h/x",
+    ],
+)
+async def test_a_url_that_is_none_was_waited_for_and_shown_with_its_password(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SettingsError, match=r"database\.url: is no URL of PostgreSQL \(in a user or password"):
+        await postgres_there(Database.model_validate({"url": f"postgresql{url}"}))
+    with pytest.raises(SettingsError, match=r"redis\.url: is no URL of Redis"):
+        await commands.redis_there(Redis.model_validate({"url": "http" + url}))
+    assert "hunter" not in capsys.readouterr().err
+    assert "hunter" not in place_of(f"postgresql{url}")
 
 
 @pytest.mark.parametrize(
