@@ -373,6 +373,13 @@ def test_values_can_be_laid_over_by_path() -> None:
     assert not is_set(settings, "log.format")
 
 
+def test_guests_without_end_are_unsafe_where_guests_are_let_in() -> None:
+    unlimited = {**SAFE, "WARDGATE_AUTH_GUESTS_PER_ADDRESS_PER_HOUR": "0"}
+    assert loading.load(None, unlimited).auth.guests is False
+    [line] = mistakes({**unlimited, "WARDGATE_AUTH_GUESTS": "true"}, dev=False)
+    assert line.startswith("auth.guests_per_address_per_hour: 0 lets one address make guests without end")
+
+
 def test_what_is_wrong_and_what_is_unsafe_is_told_at_once(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
