@@ -72,8 +72,9 @@ def told(answer: Answer) -> tuple[int, Any, dict[str, str]]:
 async def test_sec_07_unknown_wrong_disabled_and_damaged_are_told_apart_by_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("wrong", "disabled", "damaged", "without"):
+    for name in ("wrong", "disabled", "damaged", "without", "guessed"):
         await house.register(f"{name}@example.org")
+    await house.pool.execute("update users set failures = 100 where email like 'guessed%'")
     await house.pool.execute(
         "update subjects set state = 'disabled' where id = (select id from users where email like 'disabled%')"
     )
@@ -90,13 +91,15 @@ async def test_sec_07_unknown_wrong_disabled_and_damaged_are_told_apart_by_nothi
         ("disabled", PASSWORD),
         ("damaged", PASSWORD),
         ("without", PASSWORD),
+        ("guessed", PASSWORD),
+        ("guessed", "wrong wrong wrong"),
         ("not an address", PASSWORD),
         ("", PASSWORD),
         ("wrong", ""),
     ):
         statements.clear()
         email = f"{name}@example.org" if name.isalpha() else name
-        answer, hashes = await counted.during(house.login(email, password))
+        answer, hashes = await counted.during(house.login(email, password, address="203.0.113.7"))
         seen.append((told(answer), hashes, list(statements)))
     assert seen[0][0][0] == 401
     assert seen[0][0][1]["code"] == "invalid_credentials"
