@@ -48,6 +48,9 @@ RULES = {
     "length": "one L for all (6c)",
     "acknowledge after": "a row is acknowledged after it was carried out (8b)",
     "settled": "acknowledgements count only after L under one server start (6b)",
+    "settled in time": "a start is settled for all only by who has renewed against it for L (6b)",
+    "settled start": "what was settled under another start settles nothing (6b)",
+    "settled where renewed": "only the start that was renewed against is settled (6b)",
     "floor": "below the floor memory does not judge (2c, 9b)",
     "check": "memory is asked in the block that goes live (9b)",
     "position": "a reading carries the position of its own statement (2b)",
@@ -84,6 +87,7 @@ class Server(NamedTuple):
     beat: int  # ticks since a renewal of process 1 was executed
     sessions: tuple[tuple[str, int], ...]
     wrote: int = 1  # the start under which the head was written last
+    settled: int = 0  # the start against which somebody has renewed for L, as the head row says
 
 
 def _draft(id: str) -> Row:
@@ -100,6 +104,7 @@ class Copy(NamedTuple):
     log: Log
     registered: tuple[bool, bool]
     sessions: tuple[tuple[str, int], ...]
+    settled: int = 0
 
 
 class Asked(NamedTuple):
@@ -144,12 +149,14 @@ class Receipt(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A census. `settled`: whether the revoker had renewed against this start for L when it was taken."""
+    """A census. `settled`: whether the revoker had renewed against this start for L when it was taken; `by_others`:
+    whether the head row said that somebody had."""
 
     start: int
     settled: bool
     members: tuple[tuple[int, int], ...]  # node, acknowledged seq
     there: bool
+    by_others: bool = False
 
 
 class State(NamedTuple):
@@ -240,7 +247,8 @@ class Model:
         if self.world.starts:
             one = Process(0, memory, Granted(0, (), 0, 0), frozenset())
         there = (True, not self.world.starts)
-        server = Server(1, self._log((era,)), (L,), there, (place, place), 0, (("a", ERA),))
+        settled = 1 if self._settles else 0  # long ago, before process 1 came
+        server = Server(1, self._log((era,)), (L,), there, (place, place), 0, (("a", ERA),), settled=settled)
         standby = _copy(server)._replace(registered=(True, not self.world.unknown))
         if self.world.era_at_stake:
             server = self._append(server._replace(wrote=0), [_draft("S"), _draft("T")])
@@ -286,6 +294,8 @@ class Model:
             yield from self._confirming(state)
             yield from self._renewing_0(state)
         yield from self._putting_back(state)
+        if self._settles:
+            yield from self._settling(state)
         for n in (0, 1):
             if state.processes[n].phase == 2:
                 yield from self._of_process(state, n)
@@ -304,7 +314,7 @@ class Model:
             asked = process.asked
             if asked is not None:
                 asked = asked._replace(age=min(L, asked.age + 1))
-            since = min(L, lease.since + 1) if self.world.confirms and n == 0 else lease.since
+            since = min(L, lease.since + 1) if self._settles or (self.world.confirms and n == 0) else lease.since
             return process._replace(lease=Granted(left, pending, lease.start, since), asked=asked)
 
         def receipt(r: Receipt) -> Receipt:
@@ -363,6 +373,7 @@ class Model:
             (_NOWHERE, _NOWHERE),
             0,
             standby.sessions,
+            settled=standby.settled,
         )
         return state._replace(
             server=server,
@@ -443,11 +454,27 @@ class Model:
                     yield f"{receipt.row}: confirmed by {by}", state._replace(receipts=(done,))
                     break
 
+    @property
+    def _settles(self) -> bool:
+        """Whether anything depends on it: a census is taken under a start that not everybody has seen."""
+        return self.world.failover and self.world.confirms
+
+    def _settling(self, state: State) -> Iterator[tuple[str, State]]:
+        """6b: whoever has renewed against a start for L writes that down for all; the statement names the start."""
+        server = state.server
+        for n, process in enumerate(state.processes):
+            lease = process.lease
+            old_enough = lease.since >= L or "settled in time" in self.without
+            here = lease.start == server.start or "settled where renewed" in self.without
+            if process.phase == 2 and old_enough and here and server.settled != server.start:
+                yield f"{n} settles the start", state._replace(server=server._replace(settled=server.start))
+
     def _census(self, state: State, receipt: Receipt) -> Taken:
         server, lease = state.server, state.processes[0].lease
         there = Place(receipt.seq, receipt.row) in server.log.places
         members = tuple((n, self._acknowledged(server, n)) for n in (0, 1) if server.registered[n])
-        return Taken(server.start, lease.start == server.start and lease.since >= L, members, there)
+        by_others = server.settled == server.start or (bool(server.settled) and "settled start" in self.without)
+        return Taken(server.start, lease.start == server.start and lease.since >= L, members, there, by_others)
 
     def _acknowledged(self, server: Server, n: int) -> int:
         place = server.applied[n]
@@ -461,7 +488,8 @@ class Model:
             open = Open(receipt.row, Position(receipt.seq, ""), 0, 0.0, now - receipt.age, {receipt.row: receipt.seq})
             open.acked = {str(n): {receipt.row} for n in receipt.acked}
             found = tuple(Member(str(n), "freeze", applied) for n, applied in taken.members)
-            census = Census(now, float(taken.start), L, 0.0, found, frozenset({receipt.row} if taken.there else ()))
+            there = frozenset({receipt.row} if taken.there else ())
+            census = Census(now, float(taken.start), L, 0.0, found, there, taken.by_others)
             held = _lease(Granted(0, (), start, L if taken.settled else 0), now)
             if "settled" in self.without:
                 held.start, held.since = census.start, 0.0
@@ -708,7 +736,7 @@ class _Id(str):
 
 
 def _copy(server: Server) -> Copy:
-    return Copy(server.log, server.registered, server.sessions)
+    return Copy(server.log, server.registered, server.sessions, server.settled)
 
 
 def _rows(reply: Reply) -> list[Row]:
