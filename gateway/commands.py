@@ -171,7 +171,9 @@ class _Development:
         await asyncio.gather(self._start_servers(), _signing())
         await migrate.apply(self._settings.database)
         await _keys_readable(self._settings)
-        if not self._external:
+        if self._external:
+            await _not_restored(self._settings)
+        else:
             await _remove_all_registrations(self._settings)
         await self._supervisor.start(self._settings, dev=True)
         await asyncio.gather(self._supervisor.ready(), self._make_admin())
