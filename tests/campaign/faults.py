@@ -317,13 +317,20 @@ class Faults:
         async with self._locks["postgres"]:
             world = self.world
             here, old = world.nodes[node], world.postgres
+            if newcomer:
+                newcomer = await self._end(name, node)
+            witnesses = self.people.sessions()[:4]
+            for session in witnesses:
+                session.over = True  # nobody else ends them
             since = time.monotonic()
             if world.schedule.standby == "async":
                 world.link.hold()
             try:
                 if newcomer:
-                    await self._begin_again(name, node)
-                await self._may_be_lost(lag, node)
+                    await self._begin(node)
+                for session in witnesses:
+                    world.keep(self.people.connect(session, node, self.rng.choice(("json", "protobuf"))))
+                await self._may_be_lost(lag, set(range(len(self.people.people))) - {s.user for s in witnesses})
                 here.valkey.garble = 1.0
                 async with contextlib.AsyncExitStack() as stack:
                     if newcomer:
@@ -334,7 +341,9 @@ class Faults:
                     at = time.monotonic()
                     world.log(Failover(at, since if world.schedule.standby == "async" else at, at + PUT_BACK))
                     world.keep(self.people.after_failover(since))
-                    await self._revoke_on(node)
+                    await self._revoke_by_others(node, witnesses)
+                    if newcomer:
+                        await asyncio.sleep(world.schedule.lease)
                     await self._revoke_into(node)
             finally:
                 here.valkey.garble = 0.0
@@ -356,33 +365,50 @@ class Faults:
             for proxy in node.postgres:
                 proxy.cut()
 
-    async def _begin_again(self, name: str, node: int) -> None:
-        """A worker is killed; when this returns the next one is registered and has connections."""
+    async def _end(self, name: str, node: int) -> bool:
+        """A worker is killed; when this returns its registration is gone, and the next one has not begun."""
+        here = self.world.nodes[node]
+        pid = here.pid
+        if not pid:
+            return False
+        os.kill(pid, signal.SIGKILL)
+        async with self._in_force(name, kills={node}, note=f"node {node} ends"), self.world.sql() as connection:
+            await self.world.until(lambda: _true(here.pid not in (0, pid)), 20, every=0.005)
+            if here.pid in (0, pid):
+                return False
+            os.kill(here.pid, signal.SIGSTOP)
+            return await self.world.until(
+                lambda: connection.fetchval("SELECT NOT EXISTS (SELECT FROM processes WHERE pid = $1)", pid), 15
+            )
+
+    async def _begin(self, node: int) -> None:
+        """The next one registers."""
         pid = self.world.nodes[node].pid
         if pid:
-            os.kill(pid, signal.SIGKILL)
-            async with self._in_force(name, kills={node}, note=f"node {node} begins"):
-                await self.world.until(lambda: self._back(node, pid), 20, every=0.02)
-        for session in self.people.sessions()[:6]:
-            self.world.keep(self.people.connect(session, node, "json"))
+            os.kill(pid, signal.SIGCONT)
+        await self.world.until(lambda: self._back(node, 0), 20, every=0.02)
 
-    async def _may_be_lost(self, lag: float, node: int) -> None:
-        """Deeds of the last moments; the schedule has more."""
+    async def _may_be_lost(self, lag: float, users: set[int]) -> None:
+        """Deeds of the last moments, of users of whom nobody is a witness; the schedule has more."""
         await asyncio.sleep(max(0.0, lag - 0.5))
-        user = self.rng.randrange(len(self.people.people))
         people = self.people
-        deed = self.rng.choice([people.do_password, people.do_disable, people.do_login, people.do_rights])
-        self.world.keep(deed(user, node))
-        await people.do_burst(4, 0.1, node)
+        deed = self.rng.choice([people.do_password, people.do_disable, people.do_login])
+        some = self.rng.sample(sorted(users), 4)
+        self.world.keep(deed(some[0], 0))
+        await asyncio.gather(*(people.do_rights(user, self.rng.choice(self._all)) for user in some))
+        await people.do_burst(2, 0.05, 0)
 
-    async def _revoke_on(self, node: int) -> None:
-        """Sessions with a connection to this node end by the others, at once."""
+    async def _revoke_by_others(self, node: int, victims: list[Any]) -> None:
+        """At once, until one of the others can."""
         others = [n for n in self._all if n != node] or [node]
-        there = {client.sid for client in self.world.clients if client.live and client.node == node}
-        victims = [session for session in self.people.sessions() if session.sid in there][:3]
-        await asyncio.gather(
-            *(self.people.revoke(self.rng.choice(others), {"sid": victim.sid}, [victim]) for victim in victims)
-        )
+
+        async def one(session: Any) -> None:
+            for _ in range(8):
+                if await self.people.revoke(self.rng.choice(others), {"sid": session.sid}, [session]) != "refused":
+                    return
+                await asyncio.sleep(0.1)
+
+        await asyncio.gather(*map(one, victims))
 
     async def _wake(self, name: str, old: Database, how: str, node: int) -> None:
         """The old primary answers: who has a connection to it still, or one node that is led there."""
@@ -432,3 +458,7 @@ class Faults:
                 await asyncio.sleep(seconds)
         finally:
             await asyncio.to_thread(clock.write_text, "+0")
+
+
+async def _true(found: bool) -> bool:
+    return found

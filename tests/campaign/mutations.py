@@ -98,7 +98,7 @@ def own_lease_length() -> None:
 
 
 def era() -> None:
-    """No row pair is compared, and another server start begins no era."""
+    """Rows are known by their numbers alone, and another server start begins no era."""
     read, placed = renewal._reply, log._placed
 
     def blind(records: Any) -> Reply:
@@ -114,8 +114,11 @@ def era() -> None:
     def contains(self: Memory, place: Place) -> bool:
         return place.seq <= self.applied.seq
 
+    def follows(self: Memory, row: Row) -> bool:
+        return row.seq == self.applied.seq + 1
+
     renewal._reply, log._placed, log.head = blind, without, head
-    Memory.contains = contains  # type: ignore[method-assign]
+    Memory.contains, Memory._follows = contains, follows  # type: ignore[method-assign]
 
 
 def early_acks() -> None:

@@ -201,7 +201,7 @@ COMPANIONS: dict[str, Sequence[str]] = {
     "F10": ("burst", "revoke"),
     "F19": ("burst", "burst", "revoke"),
     "F12": ("revoke",),
-    "F13": ("revoke", "revoke", "burst", "everyone"),
+    "F13": ("revoke", "burst"),
     "F8": ("revoke", "everyone"),
 }
 
