@@ -31,6 +31,7 @@ from config.database import Pool, dial, open_pool
 from config.errors import Away, Failure, InUse, Restored, Usage
 from config.loading import Mistake, SettingsError, load
 from config.migrate import MigrationError
+from config.sentinel import plain
 from config.servers import ServerError
 from config.settings import Database, Redis, Settings, unsafe
 
@@ -108,7 +109,8 @@ async def redis_there(settings: Redis, patience: float = PATIENCE) -> None:
     import redis.asyncio as redis  # only `serve` asks, and it takes long to load
 
     async def attempt() -> str:
-        client = redis.Redis.from_url(settings.url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5)
+        url = await plain(settings.url.get_secret_value())
+        client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
         try:
             return str((await client.info("server"))["redis_version"])
         finally:

@@ -22,6 +22,7 @@ import structlog
 
 from config.clock import boottime
 from config.resp import INFO, Address, Argument, Greeting, Link, Refused, Run, Script, Unavailable, greet, read_info
+from config.sentinel import elected
 
 __all__ = ["Address", "Argument", "Bus", "Pipe", "Refused", "Run", "Script", "Unavailable"]
 
@@ -57,6 +58,8 @@ class _Kept:
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._there = self._address  # of the server that was connected to last
+        self._election: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
 
     async def start(self, timeout: float = 30.0) -> None:
@@ -79,6 +82,10 @@ class _Kept:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        election, self._election = self._election, None
+        if election is not None:
+            election.cancel()
+            await asyncio.wait([election])
         link, self._link = self._link, None
         self.connected, self.why = False, "closed"
         self._up.clear()
@@ -131,6 +138,7 @@ class _Kept:
             attempt = min(attempt + 1, 10)
 
     async def _open(self) -> Link:
+        address = await elected(self._address)
         link = Link(
             timeout=self._timeout,
             limit=self._limit,
@@ -140,8 +148,8 @@ class _Kept:
         )
         try:
             async with asyncio.timeout(self._timeout):
-                await self._connect(link)
-                greeting = await greet(link, self._address, self._name)
+                await self._connect(link, address)
+                greeting = await greet(link, address, self._name)
             if not greeting.primary:
                 raise Unavailable("the server is a replica")
             await self._prepare(link, greeting)
@@ -150,10 +158,11 @@ class _Kept:
         except BaseException:
             link.fail("not taken into use")
             raise
+        self._there = address
         return link
 
-    async def _connect(self, link: Link) -> None:
-        loop, address = asyncio.get_running_loop(), self._address
+    async def _connect(self, link: Link, address: Address) -> None:
+        loop = asyncio.get_running_loop()
         if address.path:
             await loop.create_unix_connection(lambda: link, address.path)
         else:
@@ -196,6 +205,19 @@ class _Kept:
         if link is not None:
             self._beat_later()
             self._beat(link)
+            if self._address.sentinels and self._election is None:
+                self._election = asyncio.create_task(self._look_for_election(link))
+
+    async def _look_for_election(self, link: Link) -> None:
+        """A master that was cut off from the sentinels, and not from us, does not know that there is another."""
+        try:
+            address = await elected(self._address)
+            if link is self._link and address != self._there:
+                link.fail(f"another master was elected: {address}")
+        except (OSError, Unavailable):
+            pass  # as long as nobody tells otherwise the one that there is will do
+        finally:
+            self._election = None
 
     def _stop_beating(self) -> None:
         if self._timer is not None:

@@ -1,7 +1,7 @@
 """One connection to a Redis server: commands out in order, replies in order back, pushes aside. RESP3, by hiredis.
 
 Lives here: the address, the greeting, matching replies with calls, the bounds on what is pending. A `Link` lives once;
-making a lost one again is the business of `config.redis`, which is also the only one to import this.
+making a lost one again is the business of `config.redis`. Only that and `config.sentinel` import this.
 
     Unavailable             Redis was not there, not in time, or gone while it worked (`uncertain`: it may have run)
     └── Refused             Redis answered with an error: the command did not run
@@ -55,19 +55,30 @@ class Address:
     username: str = ""
     password: str = field(default="", repr=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    sentinels: tuple[tuple[str, int], ...] = ()
+    """Who knows where the server called `master` is; `host` and `port` are empty until one was asked."""
+    master: str = ""
+    sentinel_username: str = ""
+    sentinel_password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
+        if self.sentinels and not self.host:
+            return f"{self.master} by {', '.join(f'{host}:{port}' for host, port in self.sentinels)}"
         return self.path or f"{self.host}:{self.port}"
 
     @classmethod
     def parse(cls, url: str) -> "Address":
         """`redis://[user:password@]host[:port][/db]`, `rediss://` with TLS, `unix://[user:password@]/path?db=0`.
 
+        `redis+sentinel://[user:password@]host[:port][,host[:port]...][/db]?sentinel_master_name=...`; more sentinels as
+        `addr=host:port`; `sentinel_user` and `sentinel_password` are for them.
+
         `rediss` takes `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` (paths). ValueError names what is wrong and
         never shows the password.
         """
         parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        options = dict(pairs)
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
         if parts.scheme == "unix":
             db = _database(options.pop("db", "0"))
@@ -75,14 +86,41 @@ class Address:
             if not parts.path.strip("/"):
                 raise ValueError("a unix:// URL needs a path")
             return cls(path=unquote(parts.path), db=db, username=username, password=password)
+        if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
+            places = [*parts.netloc.rpartition("@")[2].split(","), *(value for name, value in pairs if name == "addr")]
+            options.pop("addr", None)
+            found = cls(
+                db=_database(options.pop("db", parts.path.strip("/") or "0")),
+                username=username,
+                password=password,
+                tls=_context(options) if parts.scheme == "rediss+sentinel" else None,
+                sentinels=tuple(_place(place) for place in places if place),
+                master=options.pop("sentinel_master_name", ""),
+                sentinel_username=options.pop("sentinel_user", ""),
+                sentinel_password=options.pop("sentinel_password", ""),
+            )
+            _exhausted(options)
+            if not found.sentinels or not found.master:
+                raise ValueError("a redis+sentinel:// URL needs a host and sentinel_master_name")
+            return found
         if parts.scheme not in ("redis", "rediss"):
-            raise ValueError("a Redis URL begins with redis://, rediss:// or unix://")
+            raise ValueError(
+                "a Redis URL begins with redis://, rediss://, redis+sentinel://, rediss+sentinel:// or unix://"
+            )
         if not parts.hostname:
             raise ValueError("a Redis URL needs a host")
         db = _database(options.pop("db", parts.path.strip("/") or "0"))
         tls = _context(options) if parts.scheme == "rediss" else None
         _exhausted(options)
         return cls(parts.hostname, parts.port or 6379, "", db, username, password, tls)
+
+
+def _place(text: str) -> tuple[str, int]:
+    """Of a sentinel."""
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError("a sentinel without a host")
+    return parts.hostname, parts.port or 26379
 
 
 def _database(text: str) -> int:
