@@ -83,7 +83,7 @@ class Mailboxes:
             raise invalid("email", "an e-mail address")
         if not users.is_display_name(display_name):
             raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
-        normal = policy.acceptable("password", password, self._passwords.min_length)
+        normal = policy.acceptable("password", password, self._passwords.min_length, (email, display_name))
         await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
         stored = await self._passwords.hash(normal)
         id = uuid4().hex
