@@ -26,6 +26,7 @@ COMMANDS = (
     ("restore", "sessions.commands:restore", "Decide what follows after PostgreSQL was restored."),
     ("keys", "auth.commands:keys", "Signing keys and API keys."),
     ("jobs", "sessions.jobs:app", "Work that is done later: list it, try it again, drop it."),
+    ("webhooks", "sessions.webhook_routes:app", "Addresses that hear what happens here."),
     ("token", "auth.commands:token", "Make a token, to try things out."),
 )
 

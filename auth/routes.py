@@ -53,6 +53,8 @@ from sessions.refresh import client_binding
 from sessions.revocations import Receipt, Revocations
 from sessions.routes import ListAnonymous, SessionRoutes, SessionView, nobody, view
 from sessions.service import Sessions
+from sessions.webhook_routes import WebhookRoutes, sealer
+from sessions.webhooks import Webhooks
 
 Mode = Literal["cookie", "token"]
 
@@ -490,6 +492,9 @@ class Accounts:
         )
         self.jobs = Jobs(pool, node=revocations.node)
         self._jobs = JobRoutes(pool, self.jobs)
+        sealed_by = sealer(settings.sessions)
+        self.webhooks = Webhooks(pool, self.jobs, sealed_by, settings.webhooks, clock=clock)
+        self._webhooks = WebhookRoutes(pool, self.jobs, self.webhooks, sealed_by)
         mail = settings.mail
         if mail.on:
             self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
@@ -506,6 +511,7 @@ class Accounts:
 
     async def close(self) -> None:
         await self.jobs.close()
+        await self.webhooks.close()
         await self.people.close()
         await self.api_keys.close()
         await self.keys.close()
@@ -513,7 +519,7 @@ class Accounts:
 
     def mount(self, app: web.Application) -> None:
         """Serve what is about accounts, sessions and revocations."""
-        for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs):
+        for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs, self._webhooks):
             mount(app, room.routes())
 
     def figures(self) -> Mapping[str, float]:

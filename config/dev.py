@@ -239,6 +239,7 @@ def fill(settings: Settings, kept: Secrets, *, port: int, mail: Path | None = No
         "auth.hash_queue": 64,
         "auth.verify_email": False,
         "http_server.shutdown_timeout": 5.0,
+        "webhooks.allow_networks": ["127.0.0.0/8"],
         "mail.sender": "Wardgate <no-reply@wardgate.invalid>",
         "mail.verify_email_link": f"{page}#verify={{token}}",
         "mail.reset_password_link": f"{page}#reset={{token}}",

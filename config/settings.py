@@ -319,6 +319,12 @@ class Mail(Section):
         return bool(self.folder or self.smtp_host)
 
 
+class Webhooks(Section):
+    """Where webhooks may lead beside public addresses over https."""
+
+    allow_networks: list[Network] = []
+
+
 class Log(Section):
     level: Literal["none", "trace", "debug", "info", "warn", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -337,6 +343,7 @@ class Settings(Section):
     sessions: Sessions = Sessions()
     auth: Auth = Auth()
     mail: Mail = Mail()
+    webhooks: Webhooks = Webhooks()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -1,0 +1,269 @@
+"""Webhooks: what is heard of which deed, how it is signed, and what happens when nobody answers."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
+
+from config import commands as shared
+from config import jobs as jobs_module
+from config.redis import Pipe
+from config.settings import Settings, with_values
+from sessions import webhooks
+from sessions.revocations import Revocations
+from sessions.service import Sessions
+from sessions.webhook_routes import app
+from tests.auth.conftest import PASSWORD, House, build
+from tests.revocation.cluster import until
+
+
+class Receiver:
+    """Somebody who listens; `status` is what the next delivery is answered."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[dict[str, str], dict[str, Any], bytes]] = []
+        self.status = 204
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        self.heard.append(({k.lower(): v for k, v in request.headers.items()}, json.loads(body), body))
+        return web.Response(status=self.status)
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"] for _, event, _ in self.heard]
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+async def url(receiver: Receiver) -> AsyncIterator[str]:
+    there = web.Application()
+    there.router.add_post("/hook", receiver.handle)
+    async with TestServer(there) as server:
+        yield f"http://127.0.0.1:{server.port}/hook"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return with_values(settings, {"webhooks.allow_networks": ["127.0.0.0/8"]})
+
+
+@pytest.fixture
+async def house(
+    settings: Settings,
+    pool: asyncpg.Pool,
+    revocations: Revocations,
+    sessions: Sessions,
+    pipe: Pipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[House]:
+    monkeypatch.setattr(jobs_module, "POLL", 0.02)
+    async with build(settings, pool, revocations, sessions, pipe) as house:
+        yield house
+
+
+async def made(house: House, admin: str, url: str, *events: str) -> tuple[str, bytes]:
+    """A webhook's id and secret."""
+    body = {"url": url, "events": list(events)} if events else {"url": url}
+    answer = await house.call("POST", "/admin/webhooks", body, token=admin)
+    assert answer.status == 201, answer.text
+    assert answer.json["secret"].startswith("whsec_")
+    return answer.json["id"], base64.b64decode(answer.json["secret"].removeprefix("whsec_"))
+
+
+async def test_every_deed_is_heard_once_and_signed(house: House, receiver: Receiver, url: str) -> None:
+    admin = await house.admin()
+    _, secret = await made(house, admin, url, "session.*", "user.*")
+    person = (await house.register()).json
+    await house.call("POST", "/auth/logout", {}, token=person["access_token"])
+    id = person["user"]["id"]
+    for disabled in (True, False):
+        change = {"disabled": disabled, "reason": "a test"}
+        assert (await house.call("PATCH", f"/admin/users/{id}", change, token=admin)).status == 200
+    order = {"target": {"user": id}, "reason": "stolen laptop"}
+    assert (await house.call("POST", "/admin/revocations", order, token=admin)).status == 201
+    expected = [
+        "session.created",
+        "session.revoked",
+        "session.revoked",
+        "user.created",
+        "user.disabled",
+        "user.enabled",
+    ]
+    await until(lambda: len(receiver.heard) >= len(expected))
+    assert sorted(receiver.types) == expected
+    for headers, event, body in receiver.heard:
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        mac = base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
+        assert headers["webhook-signature"] == f"v1,{mac}"
+        assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+        assert event.keys() == {"type", "timestamp", "data"}
+        assert PASSWORD not in body.decode()
+        assert "alice@example.org" not in body.decode()
+    assert len({headers["webhook-id"] for headers, _, _ in receiver.heard}) == len(expected)
+    [revoked] = [event for _, event, _ in receiver.heard if event["data"]["action"] == "user.revoked"]
+    assert (revoked["data"]["target"], revoked["data"]["detail"]["reason"]) == (f"user:{id}", "stolen laptop")
+
+
+async def test_only_what_is_wanted_is_told_and_nothing_that_was_rolled_back(
+    house: House, receiver: Receiver, url: str
+) -> None:
+    admin = await house.admin()
+    await made(house, admin, url, "user.created")
+    await house.register("ben@example.org")
+    again = await house.call("POST", "/auth/register", {"email": "ben@example.org", "password": PASSWORD})
+    assert again.code == "email_taken"
+    await house.register("eve@example.org")
+    await until(lambda: len(receiver.heard) >= 2)
+    assert receiver.types == ["user.created", "user.created"]
+
+
+async def test_a_receiver_that_is_away_is_told_later_with_the_same_id(
+    house: House, receiver: Receiver, url: str, pool: asyncpg.Pool
+) -> None:
+    admin = await house.admin()
+    await made(house, admin, url, "user.created")
+    receiver.status = 500
+    await house.register()
+    await until(lambda: house.accounts.jobs.figures()["jobs_failed"])
+    receiver.status = 200
+    async with asyncio.timeout(5):
+        while not await pool.fetchval("SELECT true FROM jobs WHERE error <> ''"):
+            pass
+    assert await pool.fetchval("SELECT error FROM jobs WHERE kind = 'webhook'") == "ConnectionError: answered 500"
+    await pool.execute("UPDATE jobs SET run_at = now() WHERE kind = 'webhook'")
+    await until(lambda: len(receiver.heard) == 2)
+    first, second = (headers["webhook-id"] for headers, _, _ in receiver.heard)
+    assert first == second
+    async with asyncio.timeout(5):
+        while not (await house.call("GET", "/admin/webhooks", token=admin)).json["items"][0]["delivered_at"]:
+            pass
+
+
+async def test_who_answers_gone_is_told_nothing_more_until_an_admin_says_so(
+    house: House, receiver: Receiver, url: str
+) -> None:
+    admin = await house.admin()
+    id, _ = await made(house, admin, url, "user.created")
+    receiver.status = 410
+    await house.register("ben@example.org")
+    await until(lambda: house.accounts.jobs.figures()["jobs_failed"])
+    [shown] = (await house.call("GET", "/admin/webhooks", token=admin)).json["items"]
+    assert (shown["disabled_why"], shown["disabled_at"] is None) == ("answered 410", False)
+    receiver.status = 200
+    await house.register("eve@example.org")
+    assert (await house.call("POST", f"/admin/webhooks/{id}/enable", {}, token=admin)).status == 204
+    await house.register("dan@example.org")
+    await until(lambda: len(receiver.heard) == 2)
+    assert len(receiver.heard) == 2
+
+
+async def test_redirects_are_not_followed(house: House, receiver: Receiver, url: str) -> None:
+    admin = await house.admin()
+    id, _ = await made(house, admin, url)
+    receiver.status = 302
+    assert (await house.call("POST", f"/admin/webhooks/{id}/test", {}, token=admin)).status == 204
+    await until(lambda: house.accounts.jobs.figures()["jobs_failed"])
+    assert receiver.types[0] in ("test", "webhook.created", "webhook.tested")
+
+
+async def test_a_webhook_that_is_deleted_hears_nothing_more(
+    house: House, receiver: Receiver, url: str, pool: asyncpg.Pool
+) -> None:
+    admin = await house.admin()
+    id, _ = await made(house, admin, url, "user.created")
+    assert (await house.call("DELETE", f"/admin/webhooks/{id}", token=admin)).status == 204
+    assert (await house.call("DELETE", f"/admin/webhooks/{id}", token=admin)).code == "not_found"
+    await house.register()
+    assert await pool.fetchval("SELECT count(*) FROM jobs WHERE kind = 'webhook'") == 0
+    assert receiver.heard == []
+    actions = await pool.fetch("SELECT action FROM audit WHERE target = $1 ORDER BY at", f"webhook:{id}")
+    assert [row["action"] for row in actions] == ["webhook.created", "webhook.deleted"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"url": "http://example.org/"}, "url"),
+        ({"url": "https://10.0.0.1/"}, "url"),
+        ({"url": "https://user:secret@example.org/"}, "url"),
+        ({"url": "https://example.org/", "events": []}, "events"),
+        ({"url": "https://example.org/", "events": ["Session"]}, "events[0]"),
+        ({"url": "https://example.org/", "events": ["session.revoked"] * 33}, "events"),
+        ({"url": "https://example.org/" + "x" * 2000}, "url"),
+    ],
+)
+async def test_what_is_no_webhook(house: House, body: dict[str, Any], field: str) -> None:
+    answer = await house.call("POST", "/admin/webhooks", body, token=await house.admin())
+    assert (answer.status, answer.json["errors"][0]["field"]) == (422, field)
+
+
+async def test_a_secret_is_shown_once_and_sealed(house: House, url: str, pool: asyncpg.Pool) -> None:
+    admin = await house.admin()
+    _, secret = await made(house, admin, url)
+    assert "secret" not in (await house.call("GET", "/admin/webhooks", token=admin)).text
+    stored = await pool.fetchval("SELECT sealed_secret FROM webhooks")
+    assert secret not in stored
+    person = (await house.register()).json["access_token"]
+    assert (await house.call("GET", "/admin/webhooks", token=person)).code == "forbidden"
+
+
+async def test_the_command_makes_tries_replays_and_deletes(
+    house: House,
+    settings: Settings,
+    receiver: Receiver,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shared, "settings_for", lambda common: settings)
+
+    async def run(*arguments: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        with capture_logs():
+            code = await asyncio.to_thread(shared.main, app, arguments)
+        out = capsys.readouterr().out
+        return code, json.loads(out) if out.startswith(("{", "[")) else out
+
+    await house.register()
+    code, one = await run("create", url, "--event", "user.created", "--json")
+    assert code == 0
+    assert (await run("test", one["id"]))[0] == 0
+    await until(lambda: receiver.types == ["test"])
+    assert await run("replay", one["id"], "--since", "1h", "--json") == (0, {"id": one["id"], "events": 1})
+    await until(lambda: receiver.types == ["test", "user.created"])
+    assert (await run("list", "--json"))[1]["items"][0]["url"] == url
+    assert url in (await run("list"))[1]
+    assert (await run("delete", one["id"]))[0] == 0
+    assert (await run("delete", one["id"]))[0] == 1
+    assert (await run("replay", uuid4().hex, "--since", "1h"))[0] == 1
+    for wrong in (
+        ("create", "http://10.0.0.1/"),
+        ("create", url, "--event", "x"),
+        ("test", "x"),
+        ("replay", one["id"], "--since", "soon"),
+    ):
+        assert (await run(*wrong))[0] == 2
+
+
+def test_the_signature_of_the_specification() -> None:
+    """The example of Standard Webhooks 1.0."""
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    body = b'{"test": 2432232314}'
+    headers = webhooks.signed("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body, secret)
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="

@@ -1,0 +1,152 @@
+"""Requests to addresses that people gave us: what they may not reach, and what an answer may not cost."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import BaseTestServer, TestServer
+
+from config import outside
+from config.outside import Forbidden, allowed, check, open_client, post
+
+HERE = [ipaddress.ip_network("127.0.0.0/8")]
+
+
+INSIDE = """
+127.0.0.1 10.0.0.1 172.16.3.4 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255 192.0.2.1
+198.18.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 ff02::1 2001:db8::1 ::ffff:10.0.0.1 ::ffff:169.254.169.254
+2002:7f00:1:: 64:ff9b:1::1 64:ff9b::a00:1
+"""
+
+
+@pytest.mark.parametrize("address", INSIDE.split())
+def test_addresses_inside_are_not_for_us(address: str) -> None:
+    assert not allowed(address, [])
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1"])
+def test_public_addresses_are(address: str) -> None:
+    assert allowed(address, [])
+
+
+def test_the_operator_may_allow_a_network() -> None:
+    assert allowed("10.1.2.3", [ipaddress.ip_network("10.0.0.0/8")])
+    assert not allowed("10.1.2.3", HERE)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://example.org/", "ftp://example.org/", "file:///etc/passwd", "https://", "https:///x", "//example.org"),
+        *("https://user:secret@example.org/", "https://@example.org/", "https://10.0.0.1/", "https://[::1]/"),
+        *("https://169.254.169.254/latest/meta-data", "https://[::ffff:127.0.0.1]/", "https://example.org:x/", ""),
+        "https://[::1",
+    ],
+)
+def test_urls_that_nothing_makes_right(url: str) -> None:
+    with pytest.raises(Forbidden):
+        check(url, [])
+
+
+def test_plain_http_goes_only_to_addresses_that_are_allowed() -> None:
+    check("http://127.0.0.1:8080/x", HERE)
+    check("https://example.org/x?y", [])
+    for url in ("http://example.org/", "http://10.0.0.1/", "http://1.1.1.1/"):
+        with pytest.raises(Forbidden):
+            check(url, HERE)
+
+
+class Receiver:
+    """A server here that answers as it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.answer: Any = None
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.heard.append(await request.read())
+        if self.answer is not None:
+            answer: web.StreamResponse = await self.answer(request)
+            return answer
+        return web.Response(status=204)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[tuple[Receiver, BaseTestServer]]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", receiver.handle)
+    async with TestServer(app) as server:
+        yield receiver, server
+
+
+async def test_a_name_that_leads_inside_is_not_asked(
+    receiver: tuple[Receiver, BaseTestServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One public address among several is not enough, and a decimal or short form of an address is a name."""
+    real = socket.getaddrinfo
+
+    def resolved(host: Any, port: Any, *more: Any, **kwargs: Any) -> Any:
+        if host == "two.example":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ("1.1.1.1", "127.0.0.1")]
+        return real(host, port, *more, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    port = receiver[1].port
+    async with open_client([]) as client:
+        for host in ("localhost", "two.example", "2130706433", "127.1", "0x7f.0.0.1"):
+            with pytest.raises((Forbidden, aiohttp.InvalidURL)):
+                await post(client, f"https://{host}:{port}/", b"{}", {}, [])
+    assert receiver[0].heard == []
+
+
+async def test_a_redirect_is_an_answer_and_not_an_order(receiver: tuple[Receiver, BaseTestServer]) -> None:
+    async def elsewhere(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": "http://169.254.169.254/"})
+
+    receiver[0].answer = elsewhere
+    async with open_client(HERE) as client:
+        assert await post(client, f"http://127.0.0.1:{receiver[1].port}/", b"{}", {}, HERE) == 302
+    assert len(receiver[0].heard) == 1
+
+
+async def test_an_answer_without_end_costs_little(
+    receiver: tuple[Receiver, BaseTestServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = 0
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with_more = b"x" * 65536
+        while True:
+            await response.write(with_more)
+            sent += len(with_more)
+
+    receiver[0].answer = endless
+    async with open_client(HERE) as client, asyncio.timeout(5):
+        assert await post(client, f"http://127.0.0.1:{receiver[1].port}/", b"{}", {}, HERE) == 200
+    assert sent < 20_000_000
+
+
+async def test_an_answer_that_never_comes_is_given_up(
+    receiver: tuple[Receiver, BaseTestServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = asyncio.Event()
+
+    async def never(_request: web.Request) -> web.StreamResponse:
+        await gone.wait()
+        return web.Response()
+
+    receiver[0].answer = never
+    monkeypatch.setattr(outside, "TIMEOUT", 0.1)
+    async with open_client(HERE) as client:
+        with pytest.raises(TimeoutError):
+            await post(client, f"http://127.0.0.1:{receiver[1].port}/", b"{}", {}, HERE)
+    gone.set()
