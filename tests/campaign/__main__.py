@@ -2,7 +2,8 @@
 
 Runs of a minute, seeds S, S + 1, ..., until M minutes are over. Exit code 0: clean; 3: a violation was found (it stops
 there, shrinks the schedule, and writes schedule and timeline into `.wardgate/campaign/<seed>/`); 2: usage; 130: Ctrl-C.
-make itself answers 2 whenever its command failed, and says which code that was.
+make itself answers 2 whenever its command failed, and says which code that was. `--runs N`: N runs of a minute instead,
+kept in the running total (docs/campaign.json, and the table of docs/guarantee.md).
 The last line on stdout is one JSON object.
 """
 
@@ -23,6 +24,7 @@ from tests.campaign.run import Outcome, run
 from tests.campaign.schedule import FAULTS, Schedule, load, make
 from tests.campaign.shrink import shrink
 from tests.campaign.timeline import svg, text
+from tests.campaign.totals import record
 
 CLEAN, USAGE, VIOLATION, BROKEN, INTERRUPTED = 0, 2, 3, 1, 130
 RUN = 60.0
@@ -39,6 +41,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--runs", type=int, default=0, help="so many runs of 60 s, into the running total in docs/")
     parser.add_argument("--nodes", type=int, default=3, choices=range(1, 6))
     parser.add_argument("--faults", default="", help=f"some of {','.join(FAULTS)}")
     parser.add_argument("--mutate", default="-", choices=["-", *MUTATIONS])
@@ -56,8 +59,8 @@ def schedules(wanted: argparse.Namespace) -> list[Schedule]:
     if wanted.replay is not None:
         return [load(json.loads(wanted.replay.read_text()))]
     names = tuple(name for name in wanted.faults.split(",") if name)
-    count = max(1, round(wanted.minutes * 60 / RUN))
-    seconds = min(RUN, wanted.minutes * 60)
+    count = wanted.runs or max(1, round(wanted.minutes * 60 / RUN))
+    seconds = RUN if wanted.runs else min(RUN, wanted.minutes * 60)
     return [
         make(
             wanted.seed + n,
@@ -90,6 +93,8 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
         for seconds, during in outcome.times:
             for name in during or ("none",):
                 times.setdefault(name, []).append(seconds)
+        if wanted.runs:
+            await asyncio.to_thread(record, outcome)
         if outcome.violations:
             await report(wanted, outcome)
             break

@@ -16,9 +16,10 @@ import asyncpg
 
 from tests.campaign.history import Failover, FaultBegan, FaultEnded
 from tests.campaign.people import People
-from tests.campaign.standby import Database
+from tests.campaign.standby import Cache, Database
 from tests.campaign.world import World
 
+BUS = b"wardgate-bus"
 PUT_BACK = 4.0
 """Seconds after a failover in which whoever remembers must have put back what was lost."""
 
@@ -78,6 +79,48 @@ class Faults:
             if what != "FLUSHALL":
                 await redis.script_flush()
             await asyncio.sleep(seconds)
+
+    async def _f4(self, name: str, seconds: float) -> None:
+        """The replica takes over without the last writes; the master is killed, and comes back as the replica."""
+        async with self._locks["valkey"]:
+            world, old = self.world, self.world.valkey
+            world.stream.hold()
+            try:
+                await asyncio.sleep(seconds)
+                os.kill(old.pid, signal.SIGKILL)
+                async with self._in_force(name):
+                    await self._other_master()
+                    for node in world.nodes:
+                        node.valkey.cut()
+            finally:
+                world.stream.cut()
+                world.stream.heal()
+            await asyncio.to_thread(old.stop)
+            await self._replica(old)
+
+    async def _f5(self, name: str, seconds: float) -> None:
+        """The master is demoted, does not know it, and subscribers are left there; what is published is elsewhere."""
+        async with self._locks["valkey"]:
+            world, old = self.world, self.world.valkey
+            await self._other_master()
+            left = [(node.valkey, node.valkey.named(BUS)) for node in world.nodes]
+            async with self._in_force(name):
+                for proxy, _ in left:
+                    proxy.cut(but=BUS)
+                gone = await world.until(lambda: _true(not any(p.named(BUS) & there for p, there in left)), seconds)
+            if not gone:
+                raise AssertionError(f"a subscriber stayed on a demoted master for {seconds:g} s")
+            await asyncio.to_thread(old.stop)
+            await self._replica(old)
+
+    async def _other_master(self) -> None:
+        """Who is led is led to the other one."""
+        await self.world.caches[1 - self.world.master].lead()
+        self.world.master = 1 - self.world.master
+
+    async def _replica(self, old: Cache) -> None:
+        await self.world.start_again(old)
+        await self.world.replicate()
 
     async def _f6(self, name: str, seconds: float, again: int) -> None:
         async with self._locks["valkey"], self.world.redis() as redis, self._in_force(name):

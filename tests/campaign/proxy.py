@@ -17,6 +17,7 @@ LEASE = b"WITH beat AS"
 FIRST_RENEWAL = 0.15
 """Seconds in which the first one is over, and before the second."""
 HINT = re.compile(rb":revocations\r\n\$\d+\r\n")
+NAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([a-z-]+)\r\n")
 RETRANSMISSIONS = (0.2, 0.4, 0.8)
 
 
@@ -28,6 +29,7 @@ class Proxy:
         self._rng = rng
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._names: dict[asyncio.StreamWriter, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._free = asyncio.Event()
         self.port = 0
@@ -53,10 +55,15 @@ class Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    def cut(self) -> None:
-        """End every connection."""
+    def cut(self, *, but: bytes = b"") -> None:
+        """End every connection, but those that have called themselves so."""
         for writer in tuple(self._writers):
-            writer.transport.abort()
+            if not but or self._names.get(writer) != but:
+                writer.transport.abort()
+
+    def named(self, name: bytes) -> set[asyncio.StreamWriter]:
+        """Connections that have called themselves so."""
+        return {writer for writer, own in self._names.items() if own == name}
 
     async def close(self) -> None:
         """Listen no more."""
@@ -80,7 +87,7 @@ class Proxy:
                 answers, there = await asyncio.open_connection("127.0.0.1", self._target())
                 self._writers.add(there)
                 ways = [
-                    asyncio.ensure_future(self._pump(reader, there, up=True)),
+                    asyncio.ensure_future(self._pump(reader, there, up=True, back=writer)),
                     asyncio.ensure_future(self._pump(answers, writer, up=False)),
                 ]
                 try:
@@ -94,12 +101,22 @@ class Proxy:
             for end in (writer, there):
                 if end is not None:
                     self._writers.discard(end)
+                    self._names.pop(end, None)
                     end.transport.abort()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        *,
+        up: bool,
+        back: asyncio.StreamWriter | None = None,
+    ) -> None:
         prepared = 0.0  # when the lease's statement was prepared on this connection
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                if back is not None and back not in self._names and (found := NAME.search(data)):
+                    self._names[back] = self._names[sink] = found[1]
                 if up and not prepared and LEASE in data:
                     prepared = time.monotonic()
                 while prepared and self.stall and time.monotonic() - prepared > FIRST_RENEWAL:  # noqa: ASYNC110 - a knob

@@ -1,4 +1,4 @@
-"""A streaming standby, from the binaries that `config.servers` uses: copied from its primary, promoted, left behind.
+"""A second server of each kind, from the binaries that `config.servers` uses: copied, following, promoted, left behind.
 
 Blocking code but for `promote` and `streams`. Which server is the primary, and who is led where, is `world`'s.
 """
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import redis.asyncio as redis
 
-from config.servers import Guardian, Place, Postgres
+from config.servers import Guardian, Place, Postgres, Valkey
 
 SLOT = "standby"
 READ_ONLY = "default_transaction_read_only = on\n"
@@ -81,6 +82,28 @@ class Database(Postgres):
         except OSError:
             return []
         return [self.pid, *map(int, children)]
+
+
+class Cache(Valkey):
+    """A Valkey in a folder of its own, for there are two."""
+
+    def __init__(self, place: Place, name: str, *, port: int, guardian: Guardian) -> None:
+        super().__init__(place, port=port, guardian=guardian)
+        self.folder = place.subfolder(name)
+
+    async def follow(self, port: int) -> None:
+        """Be a replica of the server behind this port, which may be a proxy's."""
+        async with redis.from_url(self.url) as here:
+            await here.config_set("masterauth", "wardgate")
+            await here.replicaof("127.0.0.1", str(port))
+            async with asyncio.timeout(20):
+                while (await here.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - elsewhere
+                    await asyncio.sleep(0.05)
+
+    async def lead(self) -> None:
+        """Be the master, with what is here."""
+        async with redis.from_url(self.url) as here:
+            await here.replicaof("NO", "ONE")
 
 
 async def promote(standby: Database) -> None:

@@ -26,7 +26,7 @@ import redis.asyncio as redis
 from config import logging, migrate
 from config.database import connect
 from config.dev import Secrets, fill
-from config.servers import Guardian, Place, ServerError, Valkey, free_port
+from config.servers import Guardian, Place, ServerError, free_port
 from config.settings import Settings, with_values
 from gateway.supervisor import Supervisor, listen
 from sessions import registration
@@ -34,7 +34,7 @@ from tests.campaign.client import Client
 from tests.campaign.history import Event, History, Readiness
 from tests.campaign.proxy import Proxy
 from tests.campaign.schedule import Schedule
-from tests.campaign.standby import Database, attach, promote
+from tests.campaign.standby import Cache, Database, attach, promote
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 CAP = 4
@@ -113,7 +113,9 @@ class World:
         self.databases: list[Database] = []
         self.primary = 0
         self.link: Proxy  # between the primary and its standby
-        self.valkey: Valkey
+        self.caches: list[Cache] = []
+        self.master = 0
+        self.stream: Proxy  # between the master and its replica
         self.api_key = ""
         self.ids = itertools.count(1)
         self._secrets = Secrets.make()
@@ -154,14 +156,24 @@ class World:
             Database(place, name, port=free_port(), guardian=guardian)
             for name in (("one", "two") if self.schedule.standby else ("one",))
         ]
+        two = {"F4", "F5"} & set(self.schedule.faults())
+        self.caches = [
+            Cache(place, name, port=free_port(), guardian=guardian)
+            for name in (("left", "right") if two else ("left",))
+        ]
         self.link = Proxy(lambda: self.postgres.port, self.rng)
-        await self.link.start()
-        stack.push_async_callback(self.link.close)
-        self.valkey = Valkey(place, port=free_port(), guardian=guardian)
+        self.stream = Proxy(lambda: self.valkey.port, self.rng)
+        for proxy in (self.link, self.stream):
+            await proxy.start()
+            stack.push_async_callback(proxy.close)
         for database in self.databases:
             stack.push_async_callback(asyncio.to_thread, database.stop)
-        stack.push_async_callback(asyncio.to_thread, self.valkey.stop)
-        await asyncio.gather(asyncio.to_thread(self.postgres.start), asyncio.to_thread(self.valkey.start))
+        for cache in self.caches:
+            stack.push_async_callback(asyncio.to_thread, cache.stop)
+        await asyncio.gather(
+            *(asyncio.to_thread(start) for start in (self.postgres.start, *(c.start for c in self.caches)))
+        )
+        await self.replicate()
         await migrate.apply(self.postgres.url)
         async with self.sql() as connection:
             await connection.execute(
@@ -341,6 +353,17 @@ class World:
         """The other one."""
         return self.databases[1 - self.primary]
 
+    @property
+    def valkey(self) -> Cache:
+        """The master."""
+        return self.caches[self.master]
+
+    async def replicate(self) -> None:
+        """The other Valkey, if there is one, becomes the master's replica."""
+        for cache in self.caches:
+            if cache is not self.valkey:
+                await cache.follow(self.stream.port)
+
     def _leads(self, node: int) -> Database:
         led = self.nodes[node].led if node < len(self.nodes) else -1
         return self.postgres if led < 0 else self.databases[led]
@@ -356,7 +379,7 @@ class World:
         await promote(self.standby)
         self.primary = 1 - self.primary
 
-    async def start_again(self, server: Database | Valkey) -> None:
+    async def start_again(self, server: Database | Cache) -> None:
         """A server that was killed, on its port, with its data."""
         for _ in range(40):
             try:

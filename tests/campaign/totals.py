@@ -1,0 +1,80 @@
+"""The running total of clean runs: docs/campaign.json, and the table in docs/guarantee.md that is made from it.
+
+Times to close are kept as counts of rounded seconds, by fault, so that the file stays small and percentiles can be read
+from it. A run that found a violation is kept by its seed and rule alone.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.run import Outcome
+
+DATA, PAGE = Path("docs/campaign.json"), Path("docs/guarantee.md")
+BEGIN, END = "<!-- made from campaign.json -->\n", "<!-- end -->\n"
+
+
+def add(total: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The total with one run more."""
+    seed = outcome.schedule.seed
+    if outcome.violations:
+        found = {**total.get("violating", {}), str(seed): sorted({v.rule for v in outcome.violations})}
+        return {**total, "violating": found}
+    times = {name: Counter(counts) for name, counts in total.get("times", {}).items()}
+    for seconds, during in outcome.times:
+        for name in during or ("none",):
+            times.setdefault(name, Counter())[f"{seconds:.2g}"] += 1
+    faults = Counter(total.get("faults", {})) + outcome.faults
+    return {
+        "runs": total.get("runs", 0) + 1,
+        "seeds": [*total.get("seeds", []), seed],
+        "steps": total.get("steps", 0) + outcome.steps,
+        "events": total.get("events", 0) + len(outcome.history.events),
+        "faults": dict(sorted(faults.items(), key=_order)),
+        "times": {name: dict(sorted(times[name].items(), key=lambda t: float(t[0]))) for name in sorted(times)},
+        "violating": total.get("violating", {}),
+    }
+
+
+def _order(pair: tuple[str, Any]) -> int:
+    return int(pair[0][1:]) if pair[0][1:].isdigit() else 0
+
+
+def percentile(counts: Mapping[str, int], share: float) -> float:
+    """The smallest time that at least this share is not above."""
+    left = share * sum(counts.values())
+    for text in sorted(counts, key=float):
+        left -= counts[text]
+        if left <= 0:
+            return float(text)
+    return 0.0
+
+
+def table(total: Mapping[str, Any]) -> str:
+    """Markdown."""
+    return "".join(_lines(total))
+
+
+def _lines(total: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{total['runs']} clean runs of 60 s ({total['steps']:,} steps, {total['events']:,} events, "
+        f"{sum(total['faults'].values()):,} faults). Seeds: {', '.join(map(str, total['seeds']))}.\n"
+    )
+    for seed, rules in total.get("violating", {}).items():
+        yield f"Seed {seed} reported {', '.join(rules)}.\n"
+    yield "\n| fault | times | revocations | p50 | p99 | max |\n|---|---|---|---|---|---|\n"
+    for name, counts in sorted(total["times"].items(), key=_order):
+        times = total["faults"].get(name, "")
+        spread = " | ".join(f"{percentile(counts, share):g}" for share in (0.5, 0.99, 1.0))
+        yield f"| {name} | {times} | {sum(counts.values())} | {spread} |\n"
+
+
+def record(outcome: Outcome, data: Path = DATA, page: Path = PAGE) -> None:
+    """Into the file, and onto the page."""
+    total = add(json.loads(data.read_text()) if data.exists() else {}, outcome)
+    data.write_text(json.dumps(total, indent=1) + "\n")
+    if "runs" in total:
+        before, _, rest = page.read_text().partition(BEGIN)
+        page.write_text(before + BEGIN + "\n" + table(total) + "\n" + END + rest.partition(END)[2])
