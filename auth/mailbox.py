@@ -15,7 +15,7 @@ from auth import letters, one_time, users
 from auth import passwords as policy
 from auth.letters import Order, Token
 from auth.passwords import Passwords
-from auth.service import Client, end_logins
+from auth.service import Client, end_logins, guest_of, take_over
 from auth.throttle import Throttle
 from auth.users import Account
 from config.database import Connection, Pool
@@ -157,16 +157,21 @@ class Mailboxes:
     # -- what links bring back
 
     async def verify(self, token: str, client: Client) -> None:
-        """The registration becomes an account, which logs in as any other. Problems: invalid, email_taken."""
+        """The registration becomes an account, which logs in as any other. A guest who opens the link becomes that
+        account, and their session is over. Problems: invalid, email_taken, session_ended."""
         with translated():
+            guest = await guest_of(self._pool, client)
             async with self._revocations.writing(actor="system") as writing:
                 connection = writing.connection
                 redeemed = await _redeemed(connection, token, "verify_email")
                 record = await connection.fetchrow(_TAKE, redeemed.detail["registration"])
                 if record is None:
                     raise _no_longer("token")
-                id = users.new_id()
-                await store.create_subject(connection, id)
+                id = users.new_id() if guest is None else guest.user
+                if guest is None:
+                    await store.create_subject(connection, id)
+                else:
+                    await take_over(writing, guest)
                 made = await users.insert(
                     connection, id, record["email"], record["display_name"], record["password_hash"]
                 )

@@ -3,10 +3,11 @@
 from typing import Annotated, Any
 
 import msgspec
+from aiohttp import web
 
 from auth.mailbox import Mailboxes
-from auth.service import Client
-from config.http import Call, Nothing, Route
+from auth.service import Client, Held
+from config.http import IDENTIFY, Call, Nothing, Problem, Route, require_same_origin
 
 Text = Annotated[str, msgspec.Meta(max_length=8192)]
 
@@ -51,7 +52,7 @@ class MailboxRoutes:
                 self.verify,
                 "A registration becomes an account: with the token of the link in the letter",
                 body=Link,
-                errors=("email_taken",),
+                errors=("email_taken", "session_ended"),
                 tag="accounts",
             ),
             Route(
@@ -115,7 +116,7 @@ class MailboxRoutes:
         ]
 
     async def verify(self, call: Call[Link, Nothing]) -> None:
-        await self._mailboxes.verify(call.body.token, who_asks(call))
+        await self._mailboxes.verify(call.body.token, who_asks(call)._replace(held=await _held(call.request)))
 
     async def resend(self, call: Call[Address, Nothing]) -> Nothing:
         await self._mailboxes.ask("resend", call.body.email, who_asks(call))
@@ -143,3 +144,14 @@ def who_asks(call: Call[Any, Any]) -> Client:
     """The other side of a request that no cookie comes with."""
     headers = call.request.headers
     return Client(call.address, headers.get("User-Agent", ""), language=headers.get("Accept-Language", ""))
+
+
+async def _held(request: web.Request) -> Held | None:
+    """Whose session came along, if it is good and, as a cookie, comes from our pages; no other answers to a link."""
+    try:
+        caller = await request.app[IDENTIFY](request)
+        if caller is not None and caller.via == "cookie":
+            require_same_origin(request)
+    except Problem:
+        return None
+    return None if caller is None or caller.sid is None else Held(caller.id, caller.sid)

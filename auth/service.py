@@ -25,7 +25,7 @@ from sessions import audit, store
 from sessions.devices import device_name
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
-from sessions.model import DISABLED, REVOKED, Kind
+from sessions.model import DISABLED, REPLACED, REVOKED, Kind
 from sessions.revocations import Receipt, Revocations, Writing
 from sessions.service import Opened, Sessions
 
@@ -126,7 +126,7 @@ class Users:
         with translated():
             if await users.by_email(self._pool, key) is not None:
                 raise Problem("email_taken")
-            guest = await self._guest(client)
+            guest = await guest_of(self._pool, client)
         stored = await self._passwords.hash(normal)
         id = users.new_id() if guest is None else guest.user
         with translated():
@@ -134,7 +134,8 @@ class Users:
                 if guest is None:
                     await store.create_subject(writing.connection, id)
                 else:
-                    client = await self._take_over(writing, guest, client)
+                    await take_over(writing, guest)
+                    client = client._replace(replaces="")
                 made = await users.insert(writing.connection, id, email, display_name, stored)
                 if made is None:
                     raise Problem("email_taken")
@@ -161,20 +162,6 @@ class Users:
                 opened = await self._open(writing, id, FIRST_VERSION, mode, client)
         return LoggedIn(user, opened)
 
-    async def _guest(self, client: Client) -> Held | None:
-        """The session that came along, if it is a guest's."""
-        held = client.held
-        return held if held is not None and await store.is_guest(self._pool, held.user) else None
-
-    async def _take_over(self, writing: Writing, guest: Held, client: Client) -> Client:
-        """The guest stays who they are: their sockets come back with the new session (3014), and the one that they had
-        ends after that. Problem session_ended for one who is gone, or registers twice at once."""
-        await store.lock_subjects(writing.connection, [guest.user])
-        await writing.require_live(guest.sid)
-        await store.no_guest_any_more(writing.connection, guest.user)
-        writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
-        return client._replace(replaces=guest.sid)
-
     async def log_in(self, email: str, password: str, mode: Mode, client: Client) -> LoggedIn:
         """A new session for whoever knows the password.
 
@@ -198,7 +185,7 @@ class Users:
             await attempt.succeeded()
             rehash = await self._fresh(normal) if verdict.old else None
             with translated():
-                guest = await self._guest(client)
+                guest = await guest_of(self._pool, client)
             if guest is not None:  # who was nobody is this user now
                 client = client._replace(replaces=guest.sid)
             return await self._enter(account, rehash, mode, client, known=attempt.known)
@@ -358,6 +345,22 @@ class Users:
             for id, count in counts.items():
                 self._failures[id] = self._failures.get(id, 0) + count
             log.warning("failures_not_written")
+
+
+async def guest_of(pool: Pool, client: Client) -> Held | None:
+    """The session that came along, if it is a guest's."""
+    held = client.held
+    return held if held is not None and await store.is_guest(pool, held.user) else None
+
+
+async def take_over(writing: Writing, guest: Held) -> None:
+    """The guest gets an account and stays who they are: their sockets are sent for another session (3014), and the one
+    that they have ends after that. Problem session_ended for one who is gone, or registers twice at once."""
+    await store.lock_subjects(writing.connection, [guest.user])
+    await writing.require_live(guest.sid)
+    await store.no_guest_any_more(writing.connection, guest.user)
+    writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
+    writing.append(Entry(kind=Kind.SESSION, sid=guest.sid, code=REPLACED))
 
 
 async def _audit_new(writing: Writing, action: str, id: str, client: Client) -> None:

@@ -16,9 +16,10 @@ from auth import mailbox
 from config import jobs as jobs_module
 from config.redis import Pipe
 from config.settings import Settings, with_values
+from sessions.model import Kind
 from sessions.revocations import Revocations
 from sessions.service import Sessions
-from tests.auth.conftest import PASSWORD, Answer, House, build
+from tests.auth.conftest import ORIGIN, PASSWORD, Answer, House, build, secret_of
 from tests.revocation.cluster import until
 
 ADA, BEN = "ada@example.org", "ben@example.org"
@@ -92,6 +93,7 @@ async def person(
     monkeypatch.setattr(jobs_module, "POLL", 0.02)
     values = {
         "auth.verify_email": True,
+        "auth.guests": True,
         "mail.folder": str(tmp_path / "mail"),
         "mail.sender": "no-reply@example.org",
         "mail.verify_email_link": "https://app.example.org/#verify={token}",
@@ -118,6 +120,24 @@ async def test_who_registers_opens_the_link_and_logs_in(person: Person) -> None:
     assert (logged_in.status, logged_in.json["user"]["display_name"]) == (200, "Ada")
     again = await person.post("/auth/verify-email", {"token": token})
     assert (again.status, again.code, again.json["errors"][0]["field"]) == (422, "invalid", "token")
+
+
+async def test_a_guest_who_opens_the_link_in_the_same_browser_stays_the_same_user(person: Person) -> None:
+    """Elsewhere, or from a foreign page, it is a user of its own: a link alone takes nobody over."""
+    house = person.house
+    for n, (email, origin, same) in enumerate(((ADA, ORIGIN, True), (BEN, "https://evil.example", False))):
+        guest = await house.call("POST", "/auth/guest", {})
+        cookie = secret_of(guest)
+        body = {"email": email, "password": PASSWORD}
+        assert (await house.call("POST", "/auth/register", body, cookie=cookie)).status == 202
+        token = link(await person.letter(n + 1))
+        opened = await house.call("POST", "/auth/verify-email", {"token": token}, cookie=cookie, origin=origin)
+        assert opened.status == 204
+        assert (await house.call("GET", "/auth/me", cookie=cookie)).status == (401 if same else 200)
+        logged_in = await house.login(email)
+        assert (logged_in.json["user"]["id"] == guest.json["user"]["id"]) is same
+    rows = await house.pool.fetch("select kind from revocation_log where kind <> 6 order by seq")
+    assert [row["kind"] for row in rows] == [Kind.RIGHTS, Kind.SESSION]
 
 
 async def test_a_taken_address_gets_a_letter_and_the_stranger_the_same_answer(person: Person) -> None:
