@@ -389,7 +389,7 @@ class AccountRoutes:
         by = users.Filter(
             users.email_key(plain("email", query.email)) or None, plain("role", query.role) or None, active
         )
-        items, cursor = await self._people.page(by, limit=query.bounded(), after=_cursor(query.after))
+        items, cursor = await self._people.page(by, limit=query.limit, after=_cursor(query.after))
         return AnyUsers([any_user(user) for user in items], users.write_cursor(cursor))
 
     async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 import structlog
@@ -181,13 +181,8 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Paging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Keyset paging: `after` is the `next` of the page before."""
 
-    limit: int = 50
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     after: str = ""
-
-    def bounded(self) -> int:
-        if not 1 <= self.limit <= 200:
-            raise invalid("limit", "a number from 1 to 200")
-        return self.limit
 
 
 @dataclass(frozen=True, slots=True)

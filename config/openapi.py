@@ -31,6 +31,9 @@ def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) 
         types += [t for t in (route.body, route.query, *_alternatives(route.result)) if t is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(map(_key, types), schemas, strict=True))
+    for route in routes:
+        if route.access == "key" and route.body is not None:
+            _take_null(_resolve(schema_of[_key(route.body)], components))
     paths: dict[str, Any] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
@@ -92,6 +95,13 @@ def _resolve(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, An
     return components[reference.rsplit("/", 1)[1]] if reference else schema
 
 
+def _take_null(schema: dict[str, Any]) -> None:
+    """In the server API null counts as absent, for every field."""
+    for name, field in schema.get("properties", {}).items():
+        if {"type": "null"} not in field.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+
+
 def _query_parameters(route: Route, schema_of: dict[Any, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
     schema = _resolve(schema_of[_key(route.query)], components)
     required = schema.get("required", [])
@@ -116,7 +126,8 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         responses["204" if route.status == 200 else str(route.status)] = {"description": "Done"}
     else:
         shapes = [schema_of[_key(kind)] for kind in _alternatives(route.result)]
-        content = {"application/json": {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
+        form = "text/plain" if route.result is str else "application/json"
+        content = {form: {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
         for status in (route.status, *route.also):
             responses[str(status)] = {"description": "Done", "content": content}
     if route.access == "key":

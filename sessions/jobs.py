@@ -138,7 +138,7 @@ class JobRoutes:
         dead = None if not query.state else query.state == "dead"
         with translated():
             items, cursor = await queue.page(
-                self._pool, plain("kind", query.kind), dead, limit=query.bounded(), after=_cursor(query.after)
+                self._pool, plain("kind", query.kind), dead, limit=query.limit, after=_cursor(query.after)
             )
         return JobViews([view(job) for job in items], queue.write_cursor(cursor))
 

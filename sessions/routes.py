@@ -246,7 +246,7 @@ class SessionRoutes:
 
     async def own(self, call: Call[None, Paging]) -> OwnSessions:
         by = store.Filter(subject=call.who.id)
-        items, after = await self._sessions.page(by, limit=call.query.bounded(), after=_cursor(call.query.after))
+        items, after = await self._sessions.page(by, limit=call.query.limit, after=_cursor(call.query.after))
         counts = await self._counts(items)
         return OwnSessions([_own(session, counts, call.who.sid) for session in items], store.write_cursor(after))
 
@@ -272,7 +272,7 @@ class SessionRoutes:
     # -- everyone's
 
     async def everyones(self, call: Call[None, SessionFilter]) -> AnySessions:
-        query, limit, after = call.query, call.query.bounded(), _cursor(call.query.after)
+        query, limit, after = call.query, call.query.limit, _cursor(call.query.after)
         user, sid, issuer = (plain(name, getattr(query, name)) for name in ("user", "sid", "issuer"))
         found: list[tuple[store.Cursor, AnySession]] = []
         more: store.Cursor | None = None
@@ -294,7 +294,7 @@ class SessionRoutes:
         return AnySessions([session for _, session in found[:limit]], store.write_cursor(more))
 
     async def audited(self, call: Call[None, AuditFilter]) -> AuditRows:
-        query, limit = call.query, call.query.bounded()
+        query, limit = call.query, call.query.limit
         by = audit.Filter(
             *(plain(name, getattr(query, name)) for name in ("actor", "action", "target", "sid")),
         )

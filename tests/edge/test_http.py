@@ -80,7 +80,7 @@ async def whoami(call: Call[None, Nothing]) -> dict[str, str]:
 
 
 async def page(call: Call[None, Paging]) -> dict[str, int]:
-    return {"limit": call.query.bounded()}
+    return {"limit": call.query.limit}
 
 
 async def either(_call: Call[None, Nothing]) -> Echo | Other:
