@@ -199,6 +199,8 @@ class Mailboxes:
                 account = await users.by_id(connection, redeemed.subject)
                 if subject is None or account is None or not account.user.active or redeemed.detail != _as(account):
                     raise _no_longer("token")
+                context = (account.user.email, account.user.display_name)
+                policy.acceptable("new_password", new, self._passwords.min_length, context)
                 id = account.user.id
                 ended = await end_logins(writing, id, self._revocations.database_now())
                 await store.bump_credential_version(connection, id)
