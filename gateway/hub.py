@@ -19,7 +19,7 @@ from gateway import metrics
 from gateway.client import DUE_CLOSE, NO_SUBS, Due, Flag, Phase, Subscription
 from gateway.deadlines import Deadlines, Wheel
 from gateway.flush import Flush
-from gateway.gate import WAIT, Chores, Gate, Lease, spread
+from gateway.gate import SLICE, WAIT, Chores, Gate, Lease, spread
 from gateway.lanes import UNKNOWN, Channel, Generation
 from gateway.peers import MAX_WRITE, Encoding, Peer
 from gateway.protocol.codec import Codec
@@ -275,11 +275,14 @@ class Hub:
             self._abort_timer = self._loop.call_later(ABORT_AFTER, self._abort_late)
 
     def _abort_late(self) -> None:
+        """In slices, as all long work: thousands may have been closed in one go."""
         now = self._loop.time() + 0.001
-        while self._closing and self._closing[0][0] <= now:
+        for _ in range(min(SLICE, len(self._closing))):
+            if self._closing[0][0] > now:
+                break
             self._closing.popleft()[1].abort()
         self._abort_timer = (
-            self._loop.call_later(self._closing[0][0] - now, self._abort_late) if self._closing else None
+            self._loop.call_later(max(0.0, self._closing[0][0] - now), self._abort_late) if self._closing else None
         )
 
     # -- closing many

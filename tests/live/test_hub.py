@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -345,6 +346,17 @@ async def test_8a_whoever_does_not_go_is_aborted_after_250_ms(world: World) -> N
     began = loop.time()
     await eventually(lambda: a.ended == "aborted")
     assert 0.2 <= loop.time() - began <= 0.5
+
+
+async def test_8a_a_crowd_that_does_not_go_is_aborted_in_slices_and_the_loop_has_its_turns(world: World) -> None:
+    peers = [world.peer() for _ in range(1000)]
+    world.hub.apply(row(Kind.EVERYONE, seq=10))
+    aborted = [0]
+    async with asyncio.timeout(5):
+        while aborted[-1] < 1000:
+            await turns(1)
+            aborted.append(sum(peer.ended == "aborted" for peer in peers))
+    assert max(after - before for before, after in pairwise(aborted)) <= 2 * SLICE
 
 
 async def test_8a_an_ordinary_close_lets_out_what_was_said_before(world: World) -> None:
