@@ -14,10 +14,12 @@ from typing import Any
 
 import asyncpg
 
+from tests.campaign.client import Client
 from tests.campaign.history import Failover, FaultBegan, FaultEnded
 from tests.campaign.people import People
+from tests.campaign.proxy import Proxy
 from tests.campaign.standby import Cache, Database
-from tests.campaign.world import World
+from tests.campaign.world import Unreachable, World
 
 BUS = b"wardgate-bus"
 PUT_BACK = 4.0
@@ -247,6 +249,36 @@ class Faults:
         if live:
             async with self._in_force(name):
                 await self.people.do_slow(self.rng.choice(live), node, codec)
+
+    async def _f17(self, name: str, seconds: float, node: int, codec: str) -> None:
+        """Nothing passes any more between a client and its gateway, and TCP lives on: pings find it."""
+        world, sessions = self.world, self.people.sessions()
+        if not sessions:
+            return
+        session = self.rng.choice(sessions)
+        client = Client(world.log, codec, session.sid, self.people.people[session.user].id, node)
+        channel, before = f"game:half{client.number}", len(world.history.events)
+        proxy = Proxy(lambda: world.nodes[node].port, self.rng)
+        await proxy.start()
+        gone = True
+        try:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                if await client.dial(proxy.port, session.access, rude=True) and await client.subscribe(channel):
+                    proxy.hold()
+                    async with self._in_force(name):
+                        gone = await world.until(lambda: self._absent(node, channel), seconds)
+        finally:
+            client.hang_up()
+            await proxy.close()
+        alone = all(e.name == name for e in world.history.events[before:] if isinstance(e, FaultBegan))
+        if not gone and alone:
+            raise AssertionError(f"a half-open connection to node {node} was there after {seconds:g} s")
+
+    async def _absent(self, node: int, channel: str) -> bool:
+        with contextlib.suppress(Unreachable):
+            answer = await self.world.call(node, "POST", "/api/presence", {"channel": channel})
+            return answer.status == 200 and answer.body.get("result", {}).get("presence") == {}
+        return False
 
     async def _f20(self, name: str, seconds: float, user: int) -> None:
         names = ("login", "refresh", "connect", "password", "revoke", "cap")

@@ -33,7 +33,7 @@ from sessions import registration
 from tests.campaign.client import Client
 from tests.campaign.history import Event, History, Readiness
 from tests.campaign.proxy import Proxy
-from tests.campaign.schedule import Schedule
+from tests.campaign.schedule import PING, Schedule
 from tests.campaign.standby import Cache, Database, attach, promote
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
@@ -47,7 +47,7 @@ FASTER = {
     "http_server.shutdown_timeout": 1.0,
     "client.channel_position_check_delay": 2.0,
     "client.presence_update_interval": 5.0,
-    "client.ping_interval": 5.0,
+    "client.ping_interval": PING,
     "client.pong_timeout": 3.0,
     "log.level": "warning",
 }
