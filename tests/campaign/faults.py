@@ -338,6 +338,8 @@ class Faults:
                     await self._killed(name, seconds)
                 case "stop":
                     await self._stopped(name, seconds)
+                case "disk":
+                    await self._disk_full(name, seconds)
                 case "read-only":
                     await self._read_only(name, seconds)
                 case _:
@@ -370,6 +372,22 @@ class Faults:
                 await connection.execute("SET default_transaction_read_only = off")
                 await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
                 await connection.execute("SELECT pg_reload_conf()")
+
+    async def _disk_full(self, name: str, seconds: float) -> None:
+        """No byte is left for PostgreSQL, which may go down over it."""
+        if not self.world.small_disk:
+            self.skipped[f"{name} disk"] = "no disk of its own could be mounted"
+            return
+        database = self.world.postgres
+        ballast = database.folder / "ballast"
+        await asyncio.to_thread(_fill, ballast)
+        try:
+            async with self._in_force(name, note="disk full"):
+                await asyncio.sleep(seconds)
+        finally:
+            await asyncio.to_thread(ballast.unlink)
+            if not database.running():
+                await self.world.start_again(database)
 
     async def _full(self, name: str, seconds: float) -> None:
         """Out of connections: whoever has one goes on."""
@@ -533,6 +551,13 @@ class Faults:
                 await asyncio.sleep(seconds)
         finally:
             await asyncio.to_thread(clock.write_text, "+0")
+
+
+def _fill(file: Path) -> None:
+    piece = bytes(1 << 20)
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as out:
+        while out.write(piece):
+            pass
 
 
 async def _true(found: bool) -> bool:

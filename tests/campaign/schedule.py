@@ -180,7 +180,10 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
             "how": m.some("cut", "hold", "up", "down", "loss", "delay"),
         },
     ),
-    "F12": lambda m: (m.between(0.5, 4.0) * m.lease, {"how": m.some("kill", "stop", "stop", "read-only", "full")}),
+    "F12": lambda m: (
+        m.between(0.5, 4.0) * m.lease,
+        {"how": m.some("kill", "stop", "stop", "read-only", "full", "disk")},
+    ),
     "F13": lambda m: (
         4.0 + 2.5 * m.lease,
         {

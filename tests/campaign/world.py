@@ -39,6 +39,7 @@ from tests.campaign.standby import Cache, Database, attach, promote
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 CAP = 4
 READY = 40.0
+DISK = "200m"
 
 FASTER = {
     "auth.bcrypt_cost": 4,
@@ -113,6 +114,7 @@ class World:
         self.databases: list[Database] = []
         self.primary = 0
         self.link: Proxy  # between the primary and its standby
+        self.small_disk = False  # PostgreSQL's is one that can be filled
         self.caches: list[Cache] = []
         self.master = 0
         self.stream: Proxy  # between the master and its replica
@@ -156,11 +158,11 @@ class World:
             Database(place, name, port=free_port(), guardian=guardian)
             for name in (("one", "two") if self.schedule.standby else ("one",))
         ]
-        two = {"F4", "F5"} & set(self.schedule.faults())
-        self.caches = [
-            Cache(place, name, port=free_port(), guardian=guardian)
-            for name in (("left", "right") if two else ("left",))
-        ]
+        if any(step.args.get("how") == "disk" for step in self.schedule.steps):
+            for database in self.databases:
+                await self._small_disk(stack, database.folder)
+        names = ("left", "right") if {"F4", "F5"} & set(self.schedule.faults()) else ("left",)
+        self.caches = [Cache(place, name, port=free_port(), guardian=guardian) for name in names]
         self.link = Proxy(lambda: self.postgres.port, self.rng)
         self.stream = Proxy(lambda: self.valkey.port, self.rng)
         for proxy in (self.link, self.stream):
@@ -193,6 +195,14 @@ class World:
             await asyncio.gather(*(node.supervisor.ready() for node in self.nodes))
         stack.push_async_callback(self._hang_up)
         stack.push_async_callback(self.idle)
+
+    async def _small_disk(self, stack: contextlib.AsyncExitStack, folder: Path) -> None:
+        """A disk of its own, where we may mount one."""
+        owner = await asyncio.to_thread(folder.stat)
+        options = f"size={DISK},mode=700,uid={owner.st_uid},gid={owner.st_gid}"
+        if await _silently("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)):
+            self.small_disk = True
+            stack.push_async_callback(_silently, "umount", "-l", str(folder))
 
     async def _start_node(self, stack: contextlib.AsyncExitStack, index: int, guardian: Guardian) -> None:
         if self.schedule.hosts and len(self.databases) > 1:
@@ -389,6 +399,15 @@ class World:
             else:
                 return
         raise ServerError(f"{server.name} does not start again")
+
+
+async def _silently(*command: str) -> bool:
+    """Run it; whether it worked."""
+    try:
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    except OSError:
+        return False
+    return await process.wait() == 0
 
 
 def _folder() -> Path:
