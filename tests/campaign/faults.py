@@ -18,6 +18,7 @@ from tests.campaign.client import Client
 from tests.campaign.history import Failover, FaultBegan, FaultEnded
 from tests.campaign.people import People
 from tests.campaign.proxy import Proxy
+from tests.campaign.schedule import DATABASE
 from tests.campaign.standby import Cache, Database
 from tests.campaign.world import Unreachable, World
 
@@ -541,13 +542,13 @@ class Faults:
     # -- clocks
 
     async def _f15(self, name: str, seconds: float, node: int, step: str) -> None:
-        clock: Path | None = self.world.nodes[node].faketime
+        clock = self.world.postgres.clock if node == DATABASE else self.world.nodes[node].faketime
         if clock is None:
             self.skipped[name] = "libfaketime is not installed"
             return
         await asyncio.to_thread(clock.write_text, step)
         try:
-            async with self._in_force(name, note=f"node {node} {step} s"):
+            async with self._in_force(name, note=f"{'database' if node == DATABASE else f'node {node}'} {step} s"):
                 await asyncio.sleep(seconds)
         finally:
             await asyncio.to_thread(clock.write_text, "+0")

@@ -13,6 +13,8 @@ from typing import Any
 
 USERS = 9
 CODECS = ("json", "protobuf")
+DATABASE = -1
+"""In the place of a node."""
 PING = 5.0
 """Seconds between two pings of a gateway."""
 FIRST = 3.0
@@ -195,7 +197,10 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
         },
     ),
     "F14": lambda m: (m.between(1.0, 4.0), {"what": m.some("head", "pool")}),
-    "F15": lambda m: (m.between(2.0, 5.0), {"node": m._node(), "step": m.some("+3600", "-3600", "+31536000")}),
+    "F15": lambda m: (
+        m.between(2.0, 5.0),
+        {"node": m.rng.randrange(DATABASE, m.nodes), "step": m.some("+3600", "-3600", "+31536000")},
+    ),
     "F16": lambda m: (1.0, {"node": m._node(), "codec": m.some(*CODECS)}),
     "F17": lambda m: (2 * PING + 4.0, {"node": m._node(), "codec": m.some(*CODECS)}),
     "F19": lambda m: (m.between(1.0, 4.0), {"garble": m.some("some", "all"), "node": m._node()}),

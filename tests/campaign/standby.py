@@ -7,7 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -15,8 +15,20 @@ import redis.asyncio as redis
 
 from config.servers import Guardian, Place, Postgres, Valkey
 
+FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 SLOT = "standby"
 READ_ONLY = "default_transaction_read_only = on\n"
+
+
+def faked(clock: Path) -> list[str]:
+    """Words of the environment under which a process has the wall clock of the file, and the monotonic one of all."""
+    return [
+        f"LD_PRELOAD={FAKETIME}",
+        f"FAKETIME_TIMESTAMP_FILE={clock}",
+        "FAKETIME_CACHE_DURATION=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "DONT_FAKE_MONOTONIC=1",
+    ]
 
 
 class Database(Postgres):
@@ -27,6 +39,13 @@ class Database(Postgres):
         self.folder = place.subfolder(name)
         self.primary_port = 0
         """Where its primary is to be found; 0 when it is the primary from the beginning."""
+        self.clock: Path | None = None
+        """A file that says how far its wall clock is off."""
+
+    def _launch(self, arguments: Sequence[str | Path]) -> None:
+        if self.clock is not None:
+            arguments = ["/usr/bin/env", *faked(self.clock), *arguments]
+        super()._launch(arguments)
 
     def follow(self, port: int) -> None:
         """Begin again as a copy of the primary behind this port, which may be a proxy's."""

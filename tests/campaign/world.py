@@ -33,10 +33,9 @@ from sessions import registration
 from tests.campaign.client import Client
 from tests.campaign.history import Event, History, Readiness
 from tests.campaign.proxy import Proxy
-from tests.campaign.schedule import PING, Schedule
-from tests.campaign.standby import Cache, Database, attach, promote
+from tests.campaign.schedule import DATABASE, PING, Schedule
+from tests.campaign.standby import FAKETIME, Cache, Database, attach, faked, promote
 
-FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 CAP = 4
 READY = 40.0
 DISK = "200m"
@@ -161,6 +160,10 @@ class World:
         if any(step.args.get("how") == "disk" for step in self.schedule.steps):
             for database in self.databases:
                 await self._small_disk(stack, database.folder)
+        if FAKETIME is not None and any(step.args.get("node") == DATABASE for step in self.schedule.steps):
+            for database in self.databases:
+                database.clock = folder / "clock-database"
+                database.clock.write_text("+0")
         names = ("left", "right") if {"F4", "F5"} & set(self.schedule.faults()) else ("left",)
         self.caches = [Cache(place, name, port=free_port(), guardian=guardian) for name in names]
         self.link = Proxy(lambda: self.postgres.port, self.rng)
@@ -248,13 +251,7 @@ class World:
         """A shell puts the worker's words into a file and becomes the worker."""
         words = [f"CAMPAIGN_BLOCK={2 * self.schedule.lease}"]
         if node.faketime is not None:
-            words += [
-                f"LD_PRELOAD={FAKETIME}",
-                f"FAKETIME_TIMESTAMP_FILE={node.faketime}",
-                "FAKETIME_CACHE_DURATION=1",
-                "FAKETIME_DONT_FAKE_MONOTONIC=1",
-                "DONT_FAKE_MONOTONIC=1",
-            ]
+            words += faked(node.faketime)
         log = self.folder / f"node-{node.index}.log"
         script = f'exec env {" ".join(words)} "$0" "$@" 2>>"{log}" 1>&2'
         return ("/bin/sh", "-c", script, sys.executable, "-m", "tests.campaign.worker", self.mutation)
