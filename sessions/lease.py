@@ -5,6 +5,7 @@
                  without registration ──► register       (dropped by every reply that lacks either)
                  without the pair     ──► rewind
                  from a database that nobody vouches for ──► wait
+                 from an older timeline of it ──► doubt
 
 All times are the process's boottime. Not here: the statement and its connection (`renewal`), the rows (`memory`), what
 freezing means (the gateway).
@@ -73,6 +74,7 @@ class Next(Enum):
     REGISTER = "register"  # 5b
     REWIND = "rewind"  # 4c
     REFUSE = "refuse"  # 6c: the cluster speaks another version
+    DOUBT = "doubt"  # 4d: this is an older timeline: an old primary, or a data folder that was put back
     WAIT = "wait"  # 4d: this may be an older state of the database, and this process cannot tell
 
 
@@ -94,6 +96,9 @@ class Lease:
         if not reply.registered:
             self._pending.clear()
             return Next.REGISTER
+        if later(self.origin, reply.head.origin):
+            self._pending.clear()
+            return Next.DOUBT
         if not reply.pair:
             self._pending.clear()
             return Next.REWIND
@@ -139,6 +144,17 @@ class Lease:
             return 0.0
         length = self.head.lease if self.head is not None else 5.0
         return min(PACE if probe_ok else HURRIED, length / 5)
+
+
+def later(origin: str, before: str) -> bool:
+    """Whether `origin` is a later timeline of the same database."""
+    system, _, rest = origin.partition("/")
+    other, _, before = before.partition("/")
+    timeline, _, table = rest.partition("/")
+    earlier, _, same = before.partition("/")
+    if not table or (system, table) != (other, same):
+        return False
+    return int(timeline, 16) > int(earlier, 16)
 
 
 class Offset:

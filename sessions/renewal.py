@@ -18,7 +18,7 @@ from config.database import Connection
 from config.http import Problem
 from sessions import registration
 from sessions.applier import Applier
-from sessions.lease import Head, Lease, Next, Offset, Reply
+from sessions.lease import Head, Lease, Next, Offset, Reply, later
 from sessions.log import COLUMNS, row_of
 from sessions.memory import ERAS, Memory, Place, last_present
 from sessions.model import ERA, Kind, Row
@@ -242,6 +242,10 @@ class Renewal:
                     return _SOON
                 await self._doubt(connection, reply.head)
                 return self._pause(news=0, behind=False)
+            case Next.DOUBT:
+                await self._doubt(connection, reply.head)
+                self._hang_up()  # perhaps the next one leads to the primary
+                return self._pause(news=0, behind=False)
             case Next.WAIT:
                 self.why = UNVOUCHED
                 self._on_reply(())
@@ -297,14 +301,11 @@ class Renewal:
         """4d: without a common row this process stays frozen until somebody vouches for what the database has. Then it
         goes on from before its floor, or begins anew, as one that was just started. The head row stops to vouch for
         it, so that no other starts."""
-        if head.vouched == head.origin and (self._doubted or self.lease.origin != head.origin):
-            if await self._fork(connection):
-                self.lost = self._doubted = False
-                self.why = ""
-                self._on_reply(())
-                return
-            lost = self._applier.begin_anew()
-            self.lease.origin, self.lost, self.why = "", False, "lease: begins anew"
+        if head.vouched == head.origin and (self._doubted or later(head.origin, self.lease.origin)):
+            forked = await self._fork(connection)
+            lost = [] if forked else self._applier.begin_anew()
+            self.lost = self._doubted = False
+            self.lease.origin, self.why = "", "" if forked else "lease: begins anew"
             self._on_reply(lost)
             return
         if not self.lost:
@@ -378,10 +379,13 @@ class Renewal:
         if not self.why.startswith("lease: renewal failed"):
             log.warning("lease_renewal_failed", error=f"{type(error).__name__}: {error}")
         self.why = f"lease: renewal failed ({type(error).__name__})"
+        self._hang_up()
+        self._on_failure()
+
+    def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
-        self._on_failure()
 
 
 def _reply(records: Sequence[Any]) -> Reply:

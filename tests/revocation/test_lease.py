@@ -1,6 +1,8 @@
 """The lease's state machine, the offset of clocks, the watch over beats, and the verdict on a receipt. Pure."""
 
-from sessions.lease import Head, Lease, Next, Offset, Reply
+import pytest
+
+from sessions.lease import Head, Lease, Next, Offset, Reply, later
 from sessions.memory import Memory, Place
 from sessions.model import ERA, Kind, Position, Row
 from sessions.receipts import Census, Member, Open, verdict
@@ -216,3 +218,23 @@ def test_6c_time_does_not_speak_for_a_process_that_serves() -> None:
     assert verdict(receipt, serving, settled_lease(), 1000.0) == ""
     receipt.acked["m"] = {A.id}
     assert verdict(receipt, serving, settled_lease(), 100.2) == "acks"
+
+
+@pytest.mark.parametrize(
+    ("origin", "before", "is_later"),
+    [
+        ("7/2/9", "7/1/9", True),
+        ("7/10/9", "7/F/9", True),  # they are hexadecimal
+        ("7/1/9", "7/1/9", False),
+        ("7/1/9", "7/2/9", False),
+        ("8/2/9", "7/1/9", False),
+        ("7/2/8", "7/1/9", False),
+        ("untold/9", "untold/9", False),
+        ("untold/9", "7/1/9", False),
+        ("7/1/9", "untold/9", False),
+        ("7/1/9", "", False),
+        ("", "7/1/9", False),
+    ],
+)
+def test_4d_a_later_timeline_of_the_same_database(origin: str, before: str, is_later: bool) -> None:
+    assert later(origin, before) is is_later

@@ -241,3 +241,27 @@ async def test_4d_without_the_right_to_ask_every_database_counts_as_the_same(clu
         await cluster.sql("GRANT EXECUTE ON FUNCTION pg_control_system() TO public")
         await cluster.sql("REVOKE ALL ON revocation_head FROM poor")
         await cluster.sql("DROP ROLE poor")
+
+
+async def test_4d_an_older_timeline_is_served_from_by_nobody_who_knows_a_later_one(
+    own_database: Cluster, backups: Backups
+) -> None:
+    """As an old primary that wakes up and takes writes: its log is known to this process, and ends too early."""
+    process = await own_database.start()
+    await own_database.session("s1")
+    await own_database.session("s2")
+    process.hub.connect("s2")
+    await backups.take()
+    await backups.promote()
+    await vouched_for(own_database)
+    await revoke_at_last(process, ending("s1"))
+    await backups.put_back(recovered=False)
+    await until(lambda: process.revocations.figures()["log_lost"] == 1, within=10)
+    await until(lambda: not process.revocations.fresh())
+    assert (await head(own_database))[0] == "lost"
+    with pytest.raises(Restored):
+        await restoring.check(own_database.settings.database, patience=3)
+    assert "s2" in process.hub.connections
+    await decided(own_database)
+    await until(process.revocations.fresh, within=10)
+    assert process.hub.connections == {}
