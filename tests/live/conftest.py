@@ -356,7 +356,7 @@ async def house(postgres_server: Postgres, database_template: str, valkey_server
             "auth": {"bcrypt_cost": 4, "pepper": "test-pepper-0123456789abcdef0123456789"},
         }
     )
-    settings = with_values(settings, auth={"register_per_address_per_hour": 0})
+    settings = with_values(settings, auth={"register_per_address_per_hour": 0, "verify_email": False})
     async with serving(lively(settings)) as worker:
         yield worker
     await admin.execute(f"drop database {name} with (force)")
