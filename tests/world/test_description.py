@@ -1,7 +1,11 @@
 """The description of the running product: every route stands in it, with the codes that it can answer."""
 
+import asyncio
 import re
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.world.conftest import World
 
@@ -11,6 +15,9 @@ GET /auth/me /auth/sessions /.well-known/jwks.json /admin/sessions /admin/users 
 GET /admin/revocations/{id} /health /ready /metrics /openapi.json
 DELETE /auth/sessions /auth/sessions/{sid}
 PATCH /admin/users/{id}
+POST /auth/guest /auth/verify-email /auth/verify-email/resend /auth/password/forgot /auth/password/reset
+POST /auth/email /auth/email/confirm /admin/webhooks /admin/webhooks/{id}/test /admin/jobs/{id}/retry
+GET /admin/jobs /admin/webhooks
 POST /api/publish /api/broadcast /api/subscribe /api/unsubscribe /api/disconnect /api/refresh /api/presence
 POST /api/presence_stats /api/history /api/history_remove /api/channels /api/info /api/batch /api/rpc
 """
@@ -38,3 +45,23 @@ async def test_the_readme_names_routes_that_exist(one_worker: World) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for path in set(re.findall(r"(/(?:auth|admin|api)/[a-z_/]+)", readme)):
         assert path in document["paths"], path
+
+
+@pytest.mark.slow
+async def test_requests_made_from_the_description_find_nothing_that_it_does_not_say(
+    one_worker: World, tmp_path: Path
+) -> None:
+    """schemathesis makes requests, good and bad, for every route, with a key that may all: no answer is a 500, has a
+    status or a form that is not described, or takes what the description forbids."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    process = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{one_worker.url}/openapi.json"),
+        *("--header", f"X-API-Key: {one_worker.info['api_key']}", "--max-examples", "8", "--workers", "2"),
+        *("--checks", checks, "--request-timeout", "10", "--phases", "coverage,fuzzing"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    assert "generated" in out.decode()
