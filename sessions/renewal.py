@@ -323,9 +323,10 @@ class Renewal:
         assert memory is not None  # noqa: S101 - a pair was sent
         known = memory.eras()
         found = await self._patiently(connection.fetch(_FORK, [e.seq for e in known], [e.id for e in known]))
-        if found:
-            self._applier.rewind(Place(found[0]["seq"], found[0]["id"].hex))
-        return bool(found)
+        if not found or found[0]["seq"] >= memory.floor.seq:
+            return False
+        self._applier.rewind(Place(found[0]["seq"], found[0]["id"].hex))
+        return True
 
     async def _vouch(self, connection: Connection, head: Head) -> None:
         """4d: whoever remembers, and has put back what was lost, says that this database may be served from."""
