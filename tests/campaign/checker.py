@@ -3,6 +3,7 @@
     I1  no application frame, and no accepted HTTP request, of a revoked session after its `confirmed`
     I2  none after commit + L + d; the commit had happened when the API's answer came
     I3  a node that cannot hear from the database for L: no frame, and `/ready` false
+    deaf  a node that does not hear what it publishes: `/ready` false after 3 s
     I4  where only time confirmed, a pause between gate and kernel may let out one write a socket, never two
     I5  no connection of a valid session ends because of a fault shorter than F
     delivery   what was accepted in a positioned channel arrives once and in order, or is reported lost
@@ -50,6 +51,8 @@ from tests.campaign.history import (
 SLACK = 0.05
 """Seconds for a segment that was written before a mark and was still with a kernel thread at the mark. On an idle
 machine this is microseconds; 50 ms is far above what a full two-core machine showed, and far below L."""
+
+DEAF = 3.0
 
 CLIENT_FAULTS = frozenset({3008, 3012})  # too slow, no pong: the client's own doing, if it was rude
 RIGHTS = 3014
@@ -154,6 +157,7 @@ class Checker:
             *self._frames_after_the_end(),
             *self._requests_after_the_end(),
             *self._blind_nodes(),
+            *self._deaf_nodes(),
             *self._valid_sessions(),
             *self._deliveries(),
             *self._receipts(),
@@ -254,6 +258,15 @@ class Checker:
             for seen in self._all(Readiness):
                 if seen.node == node and seen.ready and seen.sent > since and seen.at < until:
                     yield Violation("I3", seen.at, f"node {node}, blind by {name}, says that it is ready")
+
+    def _deaf_nodes(self) -> Iterator[Violation]:
+        """Who does not hear itself finds that within DEAF, and is not ready until it does, if nothing else is wrong."""
+        for span in (span for span in self.faults if span.began.deafens):
+            others = [s for s in self.faults if s is not span and s.end > span.began.at]
+            for seen in self._all(Readiness):
+                deaf = seen.node in span.began.deafens and seen.sent > span.began.at + DEAF and seen.at < span.end
+                if deaf and seen.ready and not any(s.began.at < seen.at for s in others):
+                    yield Violation("deaf", seen.at, f"node {seen.node}, deaf by {span.began.name}, is ready")
 
     # -- I5
 

@@ -42,9 +42,12 @@ class Faults:
         await getattr(self, f"_{args['name'].lower()}")(args["name"], args["for"], **rest)
 
     @contextlib.asynccontextmanager
-    async def _in_force(self, name: str, *, blinds: Any = (), kills: Any = (), note: str = "") -> AsyncIterator[None]:
+    async def _in_force(
+        self, name: str, *, blinds: Any = (), kills: Any = (), deafens: Any = (), note: str = ""
+    ) -> AsyncIterator[None]:
         id = next(self.world.ids)
-        self.world.log(FaultBegan(time.monotonic(), id, name, frozenset(blinds), frozenset(kills), note))
+        began = time.monotonic()
+        self.world.log(FaultBegan(began, id, name, frozenset(blinds), frozenset(kills), frozenset(deafens), note))
         try:
             yield
         finally:
@@ -107,7 +110,7 @@ class Faults:
             world, old = self.world, self.world.valkey
             await self._other_master()
             left = [(node.valkey, node.valkey.named(BUS)) for node in world.nodes]
-            async with self._in_force(name):
+            async with self._in_force(name, deafens=self._all):
                 for proxy, _ in left:
                     proxy.cut(but=BUS)
                 gone = await world.until(lambda: _true(not any(p.named(BUS) & there for p, there in left)), seconds)

@@ -142,12 +142,13 @@ class Readiness(Event):
 @dataclass(frozen=True, slots=True)
 class FaultBegan(Event):
     """Logged once it is in force. `blinds`: nodes that cannot hear from the database. `kills`: nodes whose process was
-    killed: the kernel ends its sockets."""
+    killed: the kernel ends its sockets. `deafens`: nodes that do not hear what they publish."""
 
     id: int
     name: str
     blinds: frozenset[int] = frozenset()
     kills: frozenset[int] = frozenset()
+    deafens: frozenset[int] = frozenset()
     note: str = ""
 
 

@@ -165,7 +165,7 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
     "F2": lambda m: (30.0 if m.rng.random() < 0.1 else m.between(1.0, 7.0), {}),
     "F3": lambda m: (0.1, {"what": m.some("FLUSHALL", "SCRIPT FLUSH", "both")}),
     "F4": lambda m: (m.between(0.2, 1.5), {}),
-    "F5": lambda m: (5.0, {}),
+    "F5": lambda m: (8.0, {}),
     "F6": lambda m: (0.5, {"again": m.rng.randint(1, 4)}),
     "F7": lambda m: (1.0, {}),
     "F8": lambda m: (

@@ -235,3 +235,10 @@ def test_a_login_that_a_failover_may_have_lost_is_none() -> None:
     end = Closed(6.0, 1, 4502, "session expired: absolute")
     assert rules(Failover(2.0, since=0.8, settled=6.0), end) == []
     assert rules(Failover(2.0, since=1.5, settled=6.0), end) == ["I5"]
+
+
+def test_a_node_that_does_not_hear_itself_may_be_ready_for_three_seconds() -> None:
+    deaf = FaultBegan(2.0, 7, "F5", deafens=frozenset({0})), FaultEnded(8.0, 7)
+    assert rules(*deaf, Readiness(4.9, 0, True, sent=4.8), Readiness(5.2, 0, False, sent=5.1)) == []
+    assert rules(*deaf, Readiness(5.2, 0, True, sent=5.1)) == ["deaf"]
+    assert rules(*deaf, Readiness(5.2, 1, True, sent=5.1)) == []
