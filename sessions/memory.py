@@ -230,8 +230,10 @@ class Memory:
     # -- after a failover
 
     def loose(self) -> list[Row]:
-        """Rows that are not on the chain, by place."""
-        return sorted((self._known[id] for id in self._loose), key=lambda row: row.seq)
+        """Rows that are not on the chain, by place. An era that was only heard of is none: it ends nothing, and must
+        not be put back."""
+        rows = (self._known[id] for id in self._loose)
+        return sorted((row for row in rows if row.kind is not Kind.ERA), key=lambda row: row.seq)
 
     def rows(self) -> list[Row]:
         """All that is remembered but the eras: those on the chain, then the loose."""

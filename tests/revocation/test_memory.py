@@ -235,3 +235,12 @@ def test_applied_lag_jumped_by_an_era_where_one_row_was_missing() -> None:
     assert m.behind(Place(ERA + 4, name(ERA + 4))) == 3
     assert m.behind(Place(2 * ERA, "e2" * 16)) == 1
     assert m.behind(Place(2 * ERA + 2, "x")) == 3
+
+
+def test_4c_an_era_that_was_only_heard_of_was_put_back_as_a_row_and_everybody_froze() -> None:
+    """Its commit was lost before the lease brought it. Put back it stood in the middle of the next era."""
+    m = memory()
+    m.remember(row(2 * ERA, previous=E1, kind=Kind.ERA), 1.0)
+    m.remember(row(2 * ERA + 1, sid="a"), 1.0)
+    assert [r.sid for r in m.lost(2.0)] == ["a"]
+    assert [r.sid for r in m.rows()] == ["a"]
