@@ -4,6 +4,7 @@
     DIR/secrets.json   0600: keys and passwords, made on first start, so that a second start has the same
     DIR/dev.json       0600: where the running gateway is; there while it is ready
     DIR/metrics        what the workers of this run count
+    DIR/mail           letters that elsewhere would be sent; with their links anybody's password can be set
     DIR/postgres, DIR/valkey   the servers' (or below /var/tmp, see config.servers)
 
 Starting servers and workers is put together in `gateway.commands`.

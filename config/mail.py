@@ -1,4 +1,5 @@
-"""Mail on its way out: over SMTP, or into a folder for development. What a letter says is its room's affair.
+"""Mail on its way out: over SMTP, or into a folder for development, which is read here too. What a letter says is its
+room's affair.
 
     Undeliverable    nobody will ever get it there: the address is refused, or the content
     anything else    not now: the server is away, busy, or does not know us; try again
@@ -6,9 +7,12 @@
 Errors name the server's code and never the address, as they are logged.
 """
 
+import contextlib
+import email
 import os
 import re
 import time
+from collections.abc import Iterator
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
@@ -23,6 +27,8 @@ TIMEOUT: Final = 20.0
 KEPT: Final = 200
 """Letters that stay in the folder, the newest ones."""
 
+_NAME = re.compile(r"(\d{20})-([\w-]{1,64})\.eml")
+_LINK = re.compile(r"^https?://\S+$", re.MULTILINE)
 _ADDRESS = re.compile(r"[^\s@\"(),:;<>\[\\\]]+@[^\s@\"(),:;<>\[\\\]]+")
 
 
@@ -113,3 +119,34 @@ def _keep(folder: Path, id: str, message: bytes) -> None:
     part.rename(folder / f"{time.time_ns():020}-{id}.eml")
     for old in sorted(name for name in os.listdir(folder) if name.endswith(".eml"))[:-KEPT]:
         (folder / old).unlink(missing_ok=True)
+
+
+class Kept(NamedTuple):
+    """A letter of the folder. `at` in seconds since 1970; `link` is the one that stands on a line of its own, or ""."""
+
+    id: str
+    to: str
+    subject: str
+    at: float
+    text: str
+    link: str
+
+
+def kept(folder: Path, most: int) -> list[Kept]:
+    """The newest letters in the folder, newest first. Files that no Mailer wrote are passed over."""
+    try:
+        names = sorted((name for name in os.listdir(folder) if _NAME.fullmatch(name)), reverse=True)
+    except FileNotFoundError:  # nothing was written yet
+        return []
+    return [*_read(folder, names[:most])]
+
+
+def _read(folder: Path, names: list[str]) -> Iterator[Kept]:
+    for name in names:
+        at, id = _NAME.fullmatch(name).groups()  # type: ignore[union-attr]
+        with contextlib.suppress(FileNotFoundError):  # the oldest may go meanwhile
+            message = email.message_from_bytes((folder / name).read_bytes(), policy=SMTPUTF8)
+            body = message.get_body(("plain",))
+            text = body.get_content().replace("\r\n", "\n") if body is not None else ""
+            link = _LINK.search(text)
+            yield Kept(id, str(message["To"]), str(message["Subject"]), int(at) / 1e9, text, link[0] if link else "")

@@ -34,8 +34,10 @@ from config.http import (
     mount,
     problems,
     reply,
+    rfc3339,
     trusted_networks,
 )
+from config.mail import kept
 from config.openapi import describe
 from config.redis import Bus, Pipe
 from config.settings import Settings
@@ -55,6 +57,8 @@ from sessions.service import Sessions
 
 VERSION = "0.1.0"
 PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("main.js", "admin.js", "dom.js", "links.js", "service.js", "wire.js")
+LETTERS = 50  # of the folder that /dev/mail shows
 
 log = structlog.get_logger(__name__)
 
@@ -278,6 +282,8 @@ class App:
             transport_errors=self.settings.http_api.error_mode == "transport",
         ).mount(app)
         mount(app, self._operations())
+        if self.dev:
+            mount(app, self._demo())
         _allow_cross_origin(app, origins)
         self._pages(app)
         app.on_response_prepare.append(self._secure)
@@ -300,6 +306,39 @@ class App:
                 scope="nodes",
             ),
         ]
+
+    def _demo(self) -> list[Route]:
+        """What the demo page asks for beside the product's routes. Only in dev."""
+        return [
+            Route("GET", "/dev/doors", self._doors, "What is open here", result=Doors, tag="dev"),
+            Route(
+                "GET",
+                "/dev/mail",
+                self._mail,
+                "The newest letters that were written into mail.folder, for an admin's session",
+                result=Letters,
+                access="session",
+                tag="dev",
+            ),
+        ]
+
+    async def _doors(self, _call: Call[None, Nothing]) -> "Doors":
+        auth, mail = self.settings.auth, self.settings.mail
+        return Doors(
+            registration=auth.local_accounts and auth.registration,
+            guests=auth.local_accounts and auth.guests,
+            mail=auth.local_accounts and mail.on,
+            letters=bool(mail.folder),
+            password_min_length=auth.password_min_length,
+        )
+
+    async def _mail(self, call: Call[None, Nothing]) -> "Letters":
+        """Who reads the letters logs in as anybody: they are for whom the admin's password in dev.json is."""
+        if "admin" not in call.who.roles:
+            raise Problem("forbidden", "needs an admin's session")
+        folder = self.settings.mail.folder
+        found = await asyncio.to_thread(kept, Path(folder), LETTERS) if folder else []
+        return Letters([LetterView(**(letter._asdict() | {"at": rfc3339(letter.at)})) for letter in found])
 
     async def _health(self, _call: Call[None, Nothing]) -> Health:
         return Health()
@@ -331,7 +370,7 @@ class App:
         """`/docs` everywhere; the demo at `/` only in dev. Both need nothing from another host."""
         names = {"/docs": "docs.html", **{f"/page/{n}": n for n in ("docs.js", "page.css", "icon.svg")}}
         if self.dev:
-            names |= {"/": "index.html", **{f"/page/{n}": n for n in ("main.js", "wire.js")}}
+            names |= {"/": "index.html", **{f"/page/{n}": n for n in SCRIPTS}}
         for path, name in names.items():
             app.router.add_get(path, _page(PAGE / name))
 
@@ -360,6 +399,34 @@ class NodeItem(msgspec.Struct, frozen=True):
 
 class Nodes(msgspec.Struct, frozen=True):
     items: list[NodeItem]
+    next: str = ""
+
+
+class Doors(msgspec.Struct, frozen=True):
+    """Ways in. `mail`: forgotten passwords and changes of address are answered by letter; `letters`: into a folder."""
+
+    registration: bool
+    guests: bool
+    mail: bool
+    letters: bool
+    password_min_length: int
+
+
+class LetterView(msgspec.Struct, frozen=True):
+    """A letter of the folder. `link` is "" when it has none."""
+
+    id: str
+    to: str
+    subject: str
+    at: str
+    text: str
+    link: str
+
+
+class Letters(msgspec.Struct, frozen=True):
+    """Newest first."""
+
+    items: list[LetterView]
     next: str = ""
 
 

@@ -1,40 +1,18 @@
-// The demo page: what is on screen, and what each button asks of the service.
+// The demo page: coming in and going out, the room, and what is mine. What admins see is in admin.js.
 
+import { drawAdmin, liveSessions } from "/page/admin.js";
+import { $, act, ago, button, cell, make, onSubmit, text } from "/page/dom.js";
+import { follow, take } from "/page/links.js";
+import { ask, state } from "/page/service.js";
 import { Connection } from "/page/wire.js";
 
-const $ = (id) => document.getElementById(id);
 const ROOM = "chat:lobby";
 const COUNTED = 1_500; // counts of connections may be a second old
 const connection = new Connection(location.origin.replace("http", "ws") + "/connection/websocket");
 const present = new Map(); // client -> user
 const names = new Map(); // user -> the name under which that user spoke; nobody else's e-mail address is known here
-let me = null;
-let pending = null;
-
-// --- the service over HTTP ---
-
-class Refused extends Error {
-  constructor(status, problem) {
-    const fields = (problem.errors ?? []).map((e) => `${e.field}: ${e.message}`).join("; ");
-    super([problem.title, fields || problem.detail].filter(Boolean).join(": ") || `Status ${status}`);
-    this.status = status;
-    this.code = problem.code;
-    this.reason = problem.reason;
-  }
-}
-
-async function ask(method, path, body) {
-  const response = await fetch(path, {
-    method,
-    credentials: "same-origin",
-    headers: body ? { "Content-Type": "application/json" } : {},
-    body: body && JSON.stringify(body),
-  });
-  const text = await response.text();
-  const data = text ? JSON.parse(text) : {};
-  if (!response.ok) throw new Refused(response.status, data);
-  return data;
-}
+const opened = take();
+const doors = await ask("GET", "/dev/doors");
 
 // --- which part of the page is shown ---
 
@@ -43,81 +21,108 @@ function show(part) {
   $("account").hidden = part !== "rooms";
 }
 
-function text(element, value) {
-  $(element).textContent = value;
-}
-
-function cell(row, content) {
-  const td = row.insertCell();
-  td.append(content);
-  return td;
-}
-
-function button(label, action, kind = "") {
-  const element = document.createElement("button");
-  element.type = "button";
-  element.textContent = label;
-  element.className = kind;
-  element.addEventListener("click", action);
-  return element;
-}
-
-const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
-
-const ago = (time) => {
-  const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
-  if (seconds < 60) return "just now";
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  return new Date(time).toLocaleString();
-};
-
 // --- coming in and going out ---
 
 function doorway(message = "") {
   connection.close();
-  me = null;
+  state.me = null;
   text("door-error", message);
+  text("door-note", "");
+  $("door-form").reset();
+  doorFor("login");
   show("door");
   $("door-form").elements.email.focus();
 }
 
 async function enter(session) {
-  me = session;
-  text("who", me.user.display_name || me.user.email);
-  $("admin").hidden = !me.user.roles.includes("admin");
-  show("rooms");
+  welcome(session);
   connection.open();
-  await refresh();
+  await Promise.all([refresh(), isAdmin() ? drawAdmin(doors) : null]);
 }
 
-$("door-form").addEventListener("change", ({ target }) => {
-  if (target.name !== "way") return;
-  const registering = target.value === "register";
+function welcome(session) {
+  state.me = session;
+  const { user } = session;
+  text("who", user.display_name || user.email || "Guest");
+  $("upgrade").hidden = Boolean(user.email) || !doors.registration;
+  $("credentials").hidden = !user.email;
+  $("address").hidden = !doors.mail;
+  for (const id of ["upgrade", "change-address", "change-password"]) $(id).reset();
+  for (const id of ["self-note", "self-error", "sessions-note"]) text(id, "");
+  $("admin").hidden = !isAdmin();
+  show("rooms");
+}
+
+const isAdmin = () => state.me.user.roles.includes("admin");
+
+const LOOK = "Look into your mailbox: the link in the letter there opens your account.";
+const HINT = doors.letters ? " This is development: an admin reads the letters on this page." : "";
+
+for (const element of document.querySelectorAll("[data-min-length]")) element.textContent = `At least ${doors.password_min_length} characters; a sentence is fine.`;
+$("way-register").hidden = !doors.registration;
+$("guest").hidden = !doors.guests;
+
+function doorFor(way) {
+  const registering = way === "register";
+  $("door-form").elements.way.value = way;
   $("name-field").hidden = $("password-rule").hidden = !registering;
+  $("forgot").hidden = registering || !doors.mail;
+  $("resend").hidden = true;
   const { password } = $("door-form").elements;
   password.autocomplete = registering ? "new-password" : "current-password";
   if (registering) password.setAttribute("aria-describedby", "password-rule");
   else password.removeAttribute("aria-describedby");
+}
+
+$("door-form").addEventListener("change", ({ target }) => target.name === "way" && doorFor(target.value));
+
+/** Register, as a stranger or as the guest who one is; the session, or null when the rest comes by letter. */
+async function register({ email, password, display_name: name }) {
+  const body = { email: email.value.trim(), password: password.value };
+  if (name.value.trim()) body.display_name = name.value.trim();
+  const session = await ask("POST", "/auth/register", body);
+  password.value = "";
+  return session.user ? session : null;
+}
+
+onSubmit("door-form", "door-note", "door-error", async (fields) => {
+  if (fields.way.value === "login") {
+    const session = await ask("POST", "/auth/login", { email: fields.email.value.trim(), password: fields.password.value });
+    fields.password.value = "";
+    await enter(session);
+    return "";
+  }
+  const session = await register(fields);
+  if (session) await enter(session);
+  $("resend").hidden = Boolean(session);
+  return session ? "" : LOOK + HINT;
 });
 
-$("door-form").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const { way, email, password, display_name: name } = event.target.elements;
-  const submit = event.target.querySelector("button");
-  submit.disabled = true;
-  text("door-error", "");
-  try {
-    const body = { email: email.value.trim(), password: password.value };
-    if (way.value === "register" && name.value.trim()) body.display_name = name.value.trim();
-    const session = await ask("POST", `/auth/${way.value}`, body);
-    password.value = "";
-    await enter(session);
-  } catch (error) {
-    text("door-error", error.message);
-  } finally {
-    submit.disabled = false;
+/** A button at the door: what it does, and says. */
+function atTheDoor(id, action) {
+  $(id).addEventListener("click", async () => {
+    text("door-note", "");
+    text("door-error", "");
+    try {
+      text("door-note", (await action($("door-form").elements.email)) ?? "");
+    } catch (error) {
+      text("door-error", error.message);
+    }
+  });
+}
+
+const letterFor = (path) => async (email) => {
+  if (!email.value.trim()) {
+    email.focus();
+    throw new Error("Your e-mail address first, please.");
   }
-});
+  await ask("POST", path, { email: email.value.trim() });
+  return `If ${email.value.trim()} is known here, a letter is on its way to it.${HINT}`;
+};
+
+atTheDoor("forgot", letterFor("/auth/password/forgot"));
+atTheDoor("resend", letterFor("/auth/verify-email/resend"));
+atTheDoor("guest", async () => enter(await ask("POST", "/auth/guest", {})));
 
 $("logout").addEventListener("click", async () => {
   try {
@@ -144,7 +149,7 @@ const REASONS = {
 
 function ended({ reason = "", message, at, code }) {
   const [kind, detail] = reason.split(/: (.*)/s);
-  me = null;
+  state.me = null;
   text("ended-why", REASONS[detail] ?? [WHY[kind] ?? "The connection was refused.", detail && `Reason: ${detail}.`].filter(Boolean).join(" "));
   text("ended-message", message ?? "");
   $("ended-message").hidden = !message;
@@ -183,8 +188,8 @@ connection.addEventListener("connected", async () => {
     present.clear();
     for (const info of Object.values(presence)) present.set(info.client, info.user);
     drawPresent();
-    if (me?.user.display_name && !names.has(me.user.id)) await say({ here: true });
-    setTimeout(() => me && refresh(), COUNTED);
+    if (state.me?.user.display_name && !names.has(state.me.user.id)) await say({ here: true });
+    setTimeout(() => state.me && refresh(), COUNTED);
   } catch (error) {
     note(`The room cannot be entered: ${error.message}`);
   }
@@ -198,13 +203,8 @@ connection.addEventListener("push", ({ detail: push }) => {
 });
 
 function line(author, words, kind = "") {
-  const item = document.createElement("li");
-  item.className = kind;
-  if (author) {
-    const name = document.createElement("b");
-    name.textContent = `${author}:`;
-    item.append(name, " ");
-  }
+  const item = make("li", "", { className: kind });
+  if (author) item.append(make("b", `${author}:`), " ");
   item.append(words);
   const list = $("messages");
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
@@ -215,7 +215,7 @@ function line(author, words, kind = "") {
 
 const note = (words) => line("", words, "note");
 
-const say = (words) => connection.call("publish", { channel: ROOM, data: { ...words, from: me.user.display_name } });
+const say = (words) => connection.call("publish", { channel: ROOM, data: { ...words, from: state.me.user.display_name } });
 
 function said({ data, info }) {
   const from = info?.user && data?.from;
@@ -239,8 +239,8 @@ function arrived(info, here) {
 function drawPresent() {
   const users = [...new Set(present.values())].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
   text("present-count", String(users.length));
-  const shown = (user) => (user === me?.user.id ? `${me.user.display_name || nameOf(user)} (you)` : nameOf(user));
-  $("present").replaceChildren(...users.map((user) => Object.assign(document.createElement("li"), { textContent: shown(user), title: user })));
+  const shown = (user) => (user === state.me?.user.id ? `${state.me.user.display_name || nameOf(user)} (you)` : nameOf(user));
+  $("present").replaceChildren(...users.map((user) => make("li", shown(user), { title: user })));
 }
 
 $("say").addEventListener("submit", async (event) => {
@@ -260,7 +260,7 @@ $("say").addEventListener("submit", async (event) => {
 // --- sessions ---
 
 async function refresh() {
-  await Promise.all([mySessions(), me.user.roles.includes("admin") ? liveSessions() : null]);
+  await Promise.all([mySessions(), isAdmin() ? liveSessions() : null]);
 }
 
 async function mySessions() {
@@ -272,119 +272,51 @@ async function mySessions() {
     cell(row, session.address || "");
     cell(row, ago(session.last_seen_at));
     cell(row, String(session.connections));
-    const end = button(session.current ? "End (this one)" : "End", () => act("sessions-note", () => ask("DELETE", `/auth/sessions/${session.sid}`), mySessions));
-    end.setAttribute("aria-label", `End the session on ${session.device || "unknown device"}, last seen ${ago(session.last_seen_at)}`);
-    cell(row, end);
+    const about = `the session on ${session.device || "unknown device"}, last seen ${ago(session.last_seen_at)}`;
+    const end = act("sessions-note", () => ask("DELETE", `/auth/sessions/${session.sid}`), mySessions);
+    cell(row, button(session.current ? "End (this one)" : "End", end, about));
   }
 }
 
-async function act(where, action, after) {
+$("sessions-again").addEventListener("click", act("sessions-note", mySessions));
+$("sessions-others").addEventListener("click", act("sessions-note", () => ask("DELETE", "/auth/sessions?scope=others"), mySessions));
+
+// --- my account ---
+
+onSubmit("upgrade", "self-note", "self-error", async (fields) => {
+  connection.close(); // its session is about to be another one
   try {
-    await action();
-    if (me) await after?.();
-    text(where, "Done.");
-  } catch (error) {
-    if (me) text(where, error.message);
-  }
-}
-
-$("sessions-again").addEventListener("click", () => act("sessions-note", mySessions));
-$("sessions-others").addEventListener("click", () => act("sessions-note", () => ask("DELETE", "/auth/sessions?scope=others"), mySessions));
-
-// --- admin ---
-
-async function liveSessions() {
-  const { items } = await ask("GET", "/admin/sessions?limit=100");
-  $("live").replaceChildren();
-  $("known").replaceChildren(...items.map((s) => Object.assign(document.createElement("option"), { value: s.sid })));
-  for (const session of items) {
-    const row = $("live").insertRow();
-    cell(row, session.user ? Object.assign(document.createElement("code"), { textContent: session.user }) : session.kind);
-    cell(row, Object.assign(document.createElement("code"), { textContent: session.sid }));
-    cell(row, session.device || "");
-    cell(row, String(session.connections));
-    cell(row, button("Choose", () => choose(session.sid)));
-  }
-}
-
-function choose(sid) {
-  const { target, id } = $("revoke").elements;
-  target.value = "sid";
-  retarget("sid");
-  id.value = sid;
-  id.focus();
-}
-
-function retarget(kind) {
-  $("target-field").hidden = kind === "all";
-  text("target-label", kind === "sid" ? "Session id" : "User id");
-}
-
-$("revoke").addEventListener("change", ({ target }) => target.name === "target" && retarget(target.value));
-$("live-again").addEventListener("click", () => act("revoke-error", liveSessions));
-
-$("revoke").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const { target, id, reason } = event.target.elements;
-  const body = { target: target.value === "all" ? { all: true } : { [target.value]: id.value.trim() }, reason: reason.value.trim() };
-  text("revoke-error", "");
-  $("receipt").hidden = true;
-  try {
-    const dry = await ask("POST", "/admin/revocations", { ...body, dry_run: true });
-    pending = { ...body, confirm: dry.confirm };
-    text("dry-text", `This ends ${count(dry.sessions, "session")} of ${count(dry.users, "user")} and closes ${count(dry.connections, "connection")}.`);
-    $("dry").hidden = false;
-    $("revoke-now").focus();
-  } catch (error) {
-    text("revoke-error", error.message);
+    const session = await register(fields);
+    if (session) welcome(session);
+    return session ? "You are registered, and still the same." : LOOK + HINT;
+  } finally {
+    if (state.me) {
+      connection.open();
+      await mySessions();
+    }
   }
 });
 
-$("revoke-not").addEventListener("click", () => {
-  pending = null;
-  $("dry").hidden = true;
+onSubmit("change-address", "self-note", "self-error", async ({ new_email: email, current_password: password }) => {
+  await ask("POST", "/auth/email", { new_email: email.value.trim(), current_password: password.value });
+  $("change-address").reset();
+  return `A letter went to your old and to your new mailbox: your address changes when both have confirmed.${HINT}`;
 });
 
-$("revoke-now").addEventListener("click", async () => {
-  $("dry").hidden = true;
-  try {
-    await follow(await ask("POST", "/admin/revocations", pending));
-  } catch (error) {
-    if (me) text("revoke-error", error.message);
-  }
+onSubmit("change-password", "self-note", "self-error", async ({ current_password: old, new_password: password }) => {
+  await ask("POST", "/auth/password", { current_password: old.value, new_password: password.value });
+  $("change-password").reset();
+  await mySessions();
+  return "Your password is changed, and your other sessions are ended.";
 });
-
-async function follow(receipt) {
-  for (let round = 0; round < 60 && me; round++) {
-    drawReceipt(receipt);
-    if (receipt.state === "confirmed" && round > 2) break;
-    await new Promise((resolve) => setTimeout(resolve, 250));
-    receipt = await ask("GET", `/admin/revocations/${receipt.id}`);
-  }
-  if (me) await liveSessions();
-}
-
-function drawReceipt(receipt) {
-  $("receipt").hidden = false;
-  text("receipt-id", receipt.id);
-  text("receipt-state", receipt.state === "confirmed" ? `Confirmed by ${receipt.by === "acks" ? "every node" : "the lease"} in ${receipt.elapsed_ms} ms.` : "Committed, waiting for the nodes.");
-  const facts = { Sessions: receipt.sessions, "Connections closed": receipt.connections_closed, Position: receipt.position };
-  $("receipt-facts").replaceChildren(
-    ...Object.entries(facts).flatMap(([name, value]) => [
-      Object.assign(document.createElement("dt"), { textContent: name }),
-      Object.assign(document.createElement("dd"), { textContent: String(value) }),
-    ]),
-  );
-  $("receipt-nodes").replaceChildren();
-  for (const node of receipt.nodes) {
-    const row = $("receipt-nodes").insertRow();
-    cell(row, Object.assign(document.createElement("code"), { textContent: node.node }));
-    cell(row, node.applied_at ? new Date(node.applied_at).toLocaleTimeString() : "");
-    cell(row, String(node.connections_closed));
-  }
-}
 
 // --- start ---
+
+async function followed(found) {
+  doorFor("login"); // that is what comes next
+  await follow(found);
+  if (state.me && found.kind === "email") welcome(await ask("GET", "/auth/me"));
+}
 
 try {
   await enter(await ask("GET", "/auth/me"));
@@ -392,3 +324,8 @@ try {
   if (error.code === "session_ended") ended({ reason: `session revoked: ${error.reason ?? ""}`, code: 401 });
   else doorway(error.status === 401 ? "" : error.message);
 }
+if (opened) await followed(opened);
+addEventListener("hashchange", () => {
+  const link = take();
+  if (link) followed(link);
+});

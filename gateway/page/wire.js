@@ -10,7 +10,6 @@ export class Connection extends EventTarget {
   #attempt = 0;
   #timer = 0;
   #alarm = 0;
-  #closed = false;
   #lastMessage = null;
 
   constructor(url) {
@@ -19,18 +18,20 @@ export class Connection extends EventTarget {
   }
 
   open() {
-    this.#closed = false;
     this.#say("state", "wait");
     const socket = (this.#socket = new WebSocket(this.url));
-    socket.onopen = () => this.#start();
-    socket.onmessage = (event) => this.#heard(String(event.data));
-    socket.onclose = (event) => this.#lost(event);
+    const mine = (act) => (event) => socket === this.#socket && act(event); // one that was closed has no say any more
+    socket.onopen = mine(() => this.#start(socket));
+    socket.onmessage = mine((event) => this.#heard(String(event.data)));
+    socket.onclose = mine((event) => this.#lost(event));
   }
 
   close() {
-    this.#closed = true;
     clearTimeout(this.#timer);
-    this.#socket?.close(1000);
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close(1000);
+    this.#forget();
   }
 
   call(method, params) {
@@ -45,14 +46,14 @@ export class Connection extends EventTarget {
     });
   }
 
-  async #start() {
+  async #start(socket) {
     try {
       const connected = await this.call("connect", {});
       this.#attempt = 0;
       this.#say("state", "on");
       this.#say("connected", connected);
     } catch {
-      this.#socket?.close(1000);
+      socket.close(1000);
     }
   }
 
@@ -80,14 +81,18 @@ export class Connection extends EventTarget {
     this.#say("push", push);
   }
 
-  #lost({ code, reason }) {
+  #forget() {
     clearTimeout(this.#alarm);
     for (const { reject } of this.#waiting.values()) reject(new Error("connection closed"));
     this.#waiting.clear();
-    const final = (code >= 3500 && code < 4000) || (code >= 4500 && code < 5000);
     this.#say("state", "off");
+  }
+
+  #lost({ code, reason }) {
+    this.#forget();
+    const final = (code >= 3500 && code < 4000) || (code >= 4500 && code < 5000);
     if (final) this.#say("ended", { code, reason, ...this.#lastMessage });
-    else if (!this.#closed) this.#again();
+    else this.#again();
     this.#lastMessage = null;
   }
 

@@ -1,6 +1,7 @@
 """Letters: what they say, that they leave over a real SMTP server, and what happens when they cannot."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -17,7 +18,7 @@ from auth.letters import LANGUAGES, Letters, Order, Token, language_of, post
 from config import jobs as jobs_module
 from config.database import Pool
 from config.jobs import Jobs
-from config.mail import Letter, Mailer, MailFailed, Undeliverable
+from config.mail import Letter, Mailer, MailFailed, Undeliverable, kept
 from config.settings import Mail
 from tests.revocation.cluster import until
 
@@ -229,6 +230,23 @@ async def test_in_development_letters_land_in_a_folder_that_does_not_grow(tmp_pa
     assert len(files) == 200
     assert message_from_bytes(files[-1].read_bytes())["Message-ID"] == "<id-204@example.org>"
     assert (folder.stat().st_mode & 0o777, files[0].stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+async def test_the_folder_is_read_newest_first_and_only_what_was_written_there(tmp_path: Path) -> None:
+    folder = tmp_path / "mail"
+    assert kept(folder, 50) == []
+    mailer = Mailer(Mail(folder=str(folder), sender="a@example.org"))
+    link = "https://example.org/#verify=" + "t" * 120
+    await mailer.send(LETTER)
+    text = f"Öffne https://x.example:\n\n{link}\n\nDanke.\n"
+    await mailer.send(Letter("id-2", "jörg@example.org", "Grüße", text, ""))
+    (folder / "notes.eml").write_text("not ours")
+    (folder / ".id-3").write_text("half of a letter")
+    newest, oldest = kept(folder, 50)
+    assert newest == ("id-2", "jörg@example.org", "Grüße", newest.at, text, link)
+    assert (oldest.id, oldest.text, oldest.link) == ("id-1", "text\n", "")
+    assert newest.at >= oldest.at > time.time() - 60
+    assert [letter.id for letter in kept(folder, 1)] == ["id-2"]
 
 
 # -- as jobs

@@ -8,10 +8,11 @@ import pytest
 
 from config.http import ROUTES
 from config.settings import Settings
+from gateway.app import SCRIPTS
 from tests.live.conftest import ORIGIN, Worker, serving, with_values
 
 PAGES = ("/docs", "/page/docs.js", "/page/page.css", "/page/icon.svg")
-DEMO = ("/", "/page/main.js", "/page/wire.js")
+DEMO = ("/", *(f"/page/{name}" for name in SCRIPTS))
 FOREIGN = ("https://evil.example", "null", ORIGIN + ".evil.example", ORIGIN.replace("http:", "https:"))
 
 
@@ -63,6 +64,12 @@ async def test_62_every_answer_says_what_a_browser_may_do_with_it(served: Worker
             else:
                 assert stored == "no-store", at
     assert {200, 400, 401, 404, 405} <= seen
+
+
+async def test_what_only_dev_shows_is_nowhere_else(live_settings: Settings) -> None:
+    async with serving(live_settings, dev=False) as worker:
+        for path in (*DEMO, "/dev/mail", "/dev/doors"):
+            assert (await answer(worker, "GET", path)).status == 404, path
 
 
 async def test_62_only_our_origins_read_answers_and_no_other_is_reflected(served: Worker) -> None:

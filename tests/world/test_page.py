@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypedDict
 
+import asyncpg
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 
-from tests.world.conftest import PASSWORD, World
+from tests.world.conftest import PASSWORD, World, running
+from tests.world.test_letters import letter_to
 
 pytestmark = pytest.mark.browser
 ARGUMENTS = [
@@ -74,20 +76,32 @@ async def people(browser: Browser) -> AsyncIterator[People]:
     assert people.complaints == []
 
 
+def door(page: Page) -> Locator:
+    return page.locator("#door")
+
+
+async def fill_in(form: Locator, email: str, password: str = PASSWORD, name: str = "") -> None:
+    await form.get_by_label("E-mail").fill(email)
+    await form.get_by_label("Password").fill(password)
+    if name:
+        await form.get_by_label("Name that others see").fill(name)
+
+
+def new_address(name: str) -> str:
+    return f"{name}-{uuid.uuid4().hex[:8]}@example.org"
+
+
 async def register(page: Page, name: str) -> str:
-    email = f"{name}-{uuid.uuid4().hex[:8]}@example.org"
+    email = new_address(name)
     await page.get_by_label("Register").check()
-    await page.get_by_label("E-mail").fill(email)
-    await page.get_by_label("Password").fill(PASSWORD)
-    await page.get_by_label("Name that others see").fill(name)
+    await fill_in(door(page), email, name=name)
     await page.get_by_role("button", name="Continue").click()
     await expect(page.get_by_text("connected", exact=True)).to_be_visible()
     return email
 
 
 async def log_in(page: Page, email: str, password: str = PASSWORD) -> None:
-    await page.get_by_label("E-mail").fill(email)
-    await page.get_by_label("Password").fill(password)
+    await fill_in(door(page), email, password)
     await page.get_by_role("button", name="Continue").click()
     await expect(page.get_by_text("connected", exact=True)).to_be_visible()
 
@@ -120,7 +134,7 @@ async def test_who_gave_no_name_is_nobody_in_particular_to_others(three_workers:
 
 async def test_the_rule_for_passwords_is_told_to_who_registers(one_worker: World, people: People) -> None:
     page = await people.page(one_worker)
-    rule, password = page.get_by_text("At least 12 characters"), page.get_by_label("Password")
+    rule, password = door(page).get_by_text("At least 12 characters"), door(page).get_by_label("Password")
     await expect(rule).to_be_hidden()
     await expect(password).to_have_accessible_description("")
     await page.get_by_label("Register").check()
@@ -159,17 +173,153 @@ async def test_a_second_tab_closes_with_the_logout(one_worker: World, people: Pe
 
 async def test_a_wrong_password_says_so_and_keeps_the_form(one_worker: World, people: People) -> None:
     page = await people.page(one_worker)
-    await page.get_by_label("E-mail").fill("nobody@example.org")
-    await page.get_by_label("Password").fill("not the password")
+    await fill_in(door(page), "nobody@example.org", "not the password")
     await page.get_by_role("button", name="Continue").click()
     await expect(page.get_by_role("alert").filter(has_text="E-mail or password is wrong")).to_be_visible()
-    assert await page.get_by_label("E-mail").input_value() == "nobody@example.org"
+    assert await door(page).get_by_label("E-mail").input_value() == "nobody@example.org"
+
+
+async def log_in_as_admin(page: Page, world: World) -> None:
+    await log_in(page, world.info["admin"]["email"], world.info["admin"]["password"])
+
+
+async def test_who_registers_by_letter_follows_its_link_and_logs_in(people: People) -> None:
+    async with running(1, WARDGATE_AUTH_VERIFY_EMAIL="true") as world:
+        ada, admin, email = await people.page(world), await people.page(world), new_address("ada")
+        await ada.get_by_label("Register").check()
+        await fill_in(door(ada), email, name="Ada")
+        await ada.get_by_role("button", name="Continue").click()
+        await expect(door(ada).get_by_role("status")).to_contain_text("Look into your mailbox")
+        await letter_to(world, (await world.admin()).access, email)
+        await log_in_as_admin(admin, world)
+        letter = admin.locator("#letters-list li").filter(has_text=email)
+        await letter.locator("summary").click()
+        await expect(letter).to_contain_text("without the link the account cannot be used")
+        link = await letter.get_by_role("link", name="Confirm your e-mail address").get_attribute("href")
+        assert link is not None
+        await ada.goto(link)
+        await expect(ada.get_by_role("heading", name="Your address is confirmed")).to_be_focused()
+        assert ada.url == world.url + "/"
+        await log_in(ada, email)
+        await ada.goto(link)
+        await expect(ada.locator("#letter")).to_contain_text("the link is used")
+        await expect(ada.get_by_text("connected", exact=True)).to_be_visible()
+        await ada.go_back()
+        assert "verify=" not in ada.url
+
+
+async def test_a_forgotten_password_is_set_anew_and_closes_what_was_open(one_worker: World, people: People) -> None:
+    thief, owner = await people.page(one_worker), await people.page(one_worker)
+    email = await register(thief, "Hana")
+    await owner.get_by_role("button", name="Forgot your password?").click()
+    await expect(owner.get_by_role("alert").filter(has_text="Your e-mail address first")).to_be_visible()
+    await expect(door(owner).get_by_label("E-mail")).to_be_focused()
+    await owner.keyboard.type(email)
+    await owner.get_by_role("button", name="Forgot your password?").click()
+    await expect(door(owner).get_by_role("status")).to_contain_text("a letter is on its way")
+    await owner.goto((await letter_to(one_worker, (await one_worker.admin()).access, email))["link"])
+    await owner.reload()  # a link that was taken is gone from the address bar
+    await expect(owner.get_by_role("heading", name="Come in")).to_be_visible()
+    await expect(owner.locator("#letter")).to_be_hidden()
+
+
+async def test_a_link_that_sets_a_password_works_from_the_keyboard(one_worker: World, people: People) -> None:
+    open_elsewhere, owner = await people.page(one_worker), await people.page(one_worker)
+    email = await register(open_elsewhere, "Iris")
+    await one_worker.call("POST", "/auth/password/forgot", {"email": email})
+    await owner.goto((await letter_to(one_worker, (await one_worker.admin()).access, email))["link"])
+    field = owner.locator("#letter").get_by_label("New password")
+    await expect(field).to_be_focused()
+    await expect(field).to_have_accessible_description(re.compile("At least 12 characters"))
+    assert owner.url == one_worker.url + "/"
+    await owner.keyboard.type("short")
+    await owner.keyboard.press("Enter")
+    await expect(owner.locator("#letter").get_by_role("alert")).to_contain_text("new_password")
+    await field.fill("another walk along the river 5")
+    await owner.keyboard.press("Enter")
+    await expect(owner.get_by_role("heading", name="Your new password is set")).to_be_focused()
+    await expect(open_elsewhere.get_by_text("The password was changed.")).to_be_visible()
+    await expect(open_elsewhere.get_by_text("code 4501")).to_be_visible()
+    await log_in(owner, email, "another walk along the river 5")
+
+
+async def test_an_address_changes_when_both_mailboxes_confirm(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    old, new = await register(page, "Jana"), new_address("jana")
+    await page.get_by_text("Change my address").click()
+    form = page.locator("#change-address")
+    await form.get_by_label("New e-mail").fill(new)
+    await form.get_by_label("Current password").fill(PASSWORD)
+    await form.get_by_role("button", name="Send the letters").click()
+    await expect(page.locator("#self-note")).to_contain_text("your old and to your new mailbox")
+    admin = (await one_worker.admin()).access
+    await page.goto((await letter_to(one_worker, admin, new))["link"])
+    await expect(page.get_by_role("heading", name="One of two mailboxes has confirmed")).to_be_visible()
+    await page.goto((await letter_to(one_worker, admin, old))["link"])
+    await expect(page.get_by_role("heading", name="Your address has changed")).to_be_visible()
+    await page.get_by_role("button", name="Log out").click()
+    await page.get_by_role("button", name="Log in again").click()
+    await log_in(page, new)
+
+
+async def test_who_changes_the_password_stays_and_the_others_go(one_worker: World, people: People) -> None:
+    desk, phone = await people.page(one_worker), await people.page(one_worker)
+    email = await register(desk, "Kim")
+    await log_in(phone, email)
+    await desk.get_by_text("Change my password").click()
+    form = desk.locator("#change-password")
+    await form.get_by_label("Current password").fill(PASSWORD)
+    await form.get_by_label("New password").fill("another walk along the river 5")
+    await desk.keyboard.press("Enter")
+    await expect(desk.locator("#self-note")).to_contain_text("Your password is changed")
+    await expect(phone.get_by_text("The password was changed.")).to_be_visible()
+    await expect(desk.locator("#sessions tr")).to_have_count(1)
+
+
+async def test_a_guest_registers_and_stays_the_same_person(one_worker: World, people: People) -> None:
+    page, email = await people.page(one_worker), new_address("lena")
+    await page.get_by_role("button", name="Come in as a guest").click()
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await expect(page.locator("#who")).to_have_text("Guest")
+    await expect(page.get_by_text("Change my password")).to_be_hidden()
+    guest = await page.locator("#present li").filter(has_text="(you)").get_attribute("title")
+    await fill_in(page.locator("#upgrade"), email, name="Lena")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#self-note")).to_contain_text("You are registered")
+    await expect(page.locator("#who")).to_have_text("Lena")
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await expect(page.locator("#present li")).to_have_text(["Lena (you)"])
+    assert await page.locator("#present li").get_attribute("title") == guest
+    await expect(page.locator("#sessions tr")).to_have_count(1)
+    await expect(page.get_by_text("Change my password")).to_be_visible()
+
+
+async def test_an_admin_sees_why_a_job_was_given_up_tries_it_again_and_drops_it(
+    one_worker: World, people: People
+) -> None:
+    admin = await people.page(one_worker)
+    database = await asyncpg.connect(one_worker.info["database_url"])
+    await database.execute(
+        "INSERT INTO jobs (kind, payload, attempts, error, dead_at) VALUES ('test.gone', 'null', 7, 'it rained', now())"
+    )
+    await database.close()
+    await log_in_as_admin(admin, one_worker)
+    row = admin.locator("#jobs-rows tr").filter(has_text="test.gone")
+    await admin.get_by_label("Which?").select_option("Given up")
+    await expect(row).to_have_text(re.compile(r"given up\s*7\s*it rained"))
+    await row.get_by_role("button", name="Retry: test.gone").click()
+    await expect(row).to_have_count(0)
+    await admin.get_by_label("Which?").select_option("Waiting")
+    await expect(row).to_contain_text("due ")
+    await row.get_by_role("button", name="Drop: test.gone").click()
+    await expect(admin.locator("#jobs-note")).to_have_text("Done.")
+    await expect(row).to_have_count(0)
 
 
 async def test_an_admin_counts_revokes_and_reads_the_receipt(one_worker: World, people: People) -> None:
     victim, admin = await people.page(one_worker), await people.page(one_worker)
     email = await register(victim, "Eve")
-    await log_in(admin, one_worker.info["admin"]["email"], one_worker.info["admin"]["password"])
+    await log_in_as_admin(admin, one_worker)
     user = (await one_worker.login(email)).id
     await admin.get_by_label("A user").check()
     await admin.get_by_label("User id").fill(user)
@@ -186,7 +336,7 @@ async def test_an_admin_counts_revokes_and_reads_the_receipt(one_worker: World, 
 async def test_everyone_else_is_revoked_and_the_admin_stays(one_worker: World, people: People) -> None:
     others, admin = await people.page(one_worker), await people.page(one_worker)
     await register(others, "Finn")
-    await log_in(admin, one_worker.info["admin"]["email"], one_worker.info["admin"]["password"])
+    await log_in_as_admin(admin, one_worker)
     await admin.get_by_label("Everyone else").check()
     await admin.get_by_label("Reason").fill("incident")
     await admin.get_by_role("button", name="Count first").click()
@@ -198,18 +348,36 @@ async def test_everyone_else_is_revoked_and_the_admin_stays(one_worker: World, p
 
 async def test_the_page_works_from_the_keyboard_and_names_its_controls(one_worker: World, people: People) -> None:
     page = await people.page(one_worker)
-    await expect(page.get_by_label("E-mail")).to_be_focused()
+    await expect(door(page).get_by_label("E-mail")).to_be_focused()
     await page.keyboard.type("keyboard@example.org")
     await page.keyboard.press("Tab")
     await page.keyboard.type("wrong password here")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alert").filter(has_text="wrong")).to_be_visible()
-    unnamed = await page.evaluate(
-        """() => [...document.querySelectorAll("input, button, select")].filter(
-            (e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label"))
-        ).map((e) => e.outerHTML)"""
+    await the_names_are_right(page)
+    await log_in_as_admin(page, one_worker)
+    await expect(page.locator("#jobs-rows tr").first).to_be_visible()
+    await the_names_are_right(page)
+
+
+async def the_names_are_right(page: Page) -> None:
+    """Every control has a name, no id stands twice, and what refers to one finds it."""
+    wrong = await page.evaluate(
+        """() => {
+          const all = (what) => [...document.querySelectorAll(what)];
+          const name = (e) => e.labels?.[0]?.textContent.trim() || e.getAttribute("aria-label") || e.textContent.trim();
+          const controls = all("input, button, select, summary, a, [tabindex='0']");
+          const ids = all("[id]").map((e) => e.id);
+          const told = all("[aria-labelledby], [aria-describedby]").flatMap((e) =>
+            [e.getAttribute("aria-labelledby"), e.getAttribute("aria-describedby")].filter(Boolean));
+          return [
+            ...controls.filter((e) => !name(e) && !e.labels?.length).map((e) => e.outerHTML),
+            ...ids.filter((id, at) => ids.indexOf(id) !== at),
+            ...told.filter((id) => !ids.includes(id)),
+          ];
+        }"""
     )
-    assert unnamed == []
+    assert wrong == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -247,4 +415,9 @@ async def test_a_telephone_shows_it_without_scrolling_sideways(one_worker: World
     await page.set_viewport_size({"width": 360, "height": 740})
     await register(page, "Gail")
     await expect(page.locator("#sessions tr")).to_have_count(1)
+    assert await page.evaluate("document.documentElement.scrollWidth") == 360
+    await page.get_by_role("button", name="Log out").click()
+    await page.get_by_role("button", name="Log in again").click()
+    await log_in_as_admin(page, one_worker)
+    await expect(page.locator("#jobs-rows tr").first).to_be_visible()
     assert await page.evaluate("document.documentElement.scrollWidth") == 360

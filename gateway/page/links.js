@@ -1,0 +1,60 @@
+// What the links in letters bring back: `#verify=`, `#reset=` and `#email=`, each with a token that is good once.
+
+import { $, onSubmit, text } from "/page/dom.js";
+import { ask } from "/page/service.js";
+
+let reset = ""; // the token of the link that sets a new password
+
+/** The link that this page was opened with, or null. It leaves the address bar at once: the token is as good as a password. */
+export function take() {
+  const [, kind, token] = location.hash.match(/^#(verify|reset|email)=(.+)$/) ?? [];
+  if (!kind) return null;
+  history.replaceState(null, "", location.pathname + location.search);
+  return { kind, token };
+}
+
+export async function follow({ kind, token }) {
+  $("reset").hidden = kind !== "reset";
+  try {
+    say(...(await ANSWERS[kind](token)));
+  } catch (error) {
+    say("This did not work", error.message);
+  }
+  if (kind === "reset") $("reset").elements.new_password.focus();
+}
+
+const ANSWERS = {
+  async verify(token) {
+    await ask("POST", "/auth/verify-email", { token });
+    return ["Your address is confirmed", "Your account is there. Log in with your address and your password."];
+  },
+  async reset(token) {
+    reset = token;
+    return ["Set a new password", "Every session of your account ends with it."];
+  },
+  async email(token) {
+    const { changed } = await ask("POST", "/auth/email/confirm", { token });
+    if (changed) return ["Your address has changed", "From now on, log in with the new one."];
+    return ["One of two mailboxes has confirmed", "Your address changes when the other one has confirmed, too: open the link in the letter there."];
+  },
+};
+
+function say(title, words) {
+  text("letter-title", title);
+  text("letter-text", words);
+  $("letter").hidden = false;
+  $("letter-title").focus();
+}
+
+onSubmit("reset", "letter-text", "reset-error", async ({ new_password: password }) => {
+  await ask("POST", "/auth/password/reset", { token: reset, new_password: password.value });
+  reset = password.value = "";
+  $("reset").hidden = true;
+  say("Your new password is set", "");
+  return "Every session of your account was ended. Log in with the new password.";
+});
+
+$("letter-close").addEventListener("click", () => {
+  $("letter").hidden = true;
+  $("main").focus();
+});
