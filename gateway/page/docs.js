@@ -51,7 +51,11 @@ const folds = Object.entries(document_.paths).flatMap(([path, methods]) =>
 );
 document.getElementById("version").textContent = document_.info.version;
 document.getElementById("routes").append(...folds);
-document.getElementById("find").addEventListener("input", ({ target }) => {
-  const wanted = target.value.trim().toLowerCase();
+
+const find = document.getElementById("find");
+const narrow = () => {
+  const wanted = find.value.trim().toLowerCase();
   for (const element of folds) element.hidden = !element.dataset.text.includes(wanted);
-});
+};
+find.addEventListener("input", narrow);
+narrow(); // what was typed before the routes were there

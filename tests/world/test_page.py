@@ -1,5 +1,6 @@
 """The demo page in a real Chromium: what a person sees and can reach, and that nothing breaks the page's own policy."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from typing import TypedDict
 
 import asyncpg
 import pytest
-from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, async_playwright, expect
 
 from tests.world.conftest import PASSWORD, World, running
 from tests.world.test_letters import letter_to
@@ -408,6 +409,21 @@ async def test_the_api_page_shows_every_route(one_worker: World, people: People)
     await expect(fold).to_have_count(1)
     await fold.locator("summary").click()
     await expect(fold).to_contain_text("confirm_required")
+
+
+async def test_what_was_typed_before_the_routes_came_finds_no_less(one_worker: World, people: People) -> None:
+    page, typed = await people.page(one_worker), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await typed.wait()
+        await route.continue_()
+
+    await page.route("**/openapi.json", hold)
+    await page.goto(one_worker.url + "/docs")
+    await page.get_by_label("Find a route").fill("post /admin/revocations")
+    typed.set()
+    await expect(page.locator("details")).not_to_have_count(0)
+    await expect(page.locator("details:visible")).to_have_count(1)
 
 
 async def test_a_telephone_shows_it_without_scrolling_sideways(one_worker: World, people: People) -> None:
