@@ -3,8 +3,8 @@
 Commands are mounted here and loaded when they are called; where their parts are put together is `gateway.commands`
 (dev, serve) and `gateway.app` (what a worker is made of).
 
-Exit codes: 0 done, 1 failure, 2 usage or settings, 65 database put back to an older state, 69 database or Redis not
-there after 30 s, 75 folder in use.
+Exit codes: 0 done, 1 failure, 2 usage or settings, 3 the audit was changed, 65 database put back to an older state,
+69 database or Redis not there after 30 s, 75 folder in use.
 """
 
 import difflib
@@ -22,6 +22,7 @@ COMMANDS = (
     ("check-config", "config.operate:check_config", "Say everything that is wrong with the settings."),
     ("users", "auth.commands:users", "Create, list, disable and enable accounts; set roles and passwords."),
     ("sessions", "sessions.commands:app", "List live sessions, look at one, and end them."),
+    ("audit", "sessions.commands:audits", "Who did what to whom: list it, and verify that nobody changed it."),
     ("doctor", "gateway.doctor:doctor", "Measure on this system whether revocations hold, and the worst case."),
     ("restore", "sessions.commands:restore", "Decide what follows after PostgreSQL was restored."),
     ("keys", "auth.commands:keys", "Signing keys and API keys."),

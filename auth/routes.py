@@ -43,7 +43,7 @@ from config.http import (
 from config.jobs import Jobs
 from config.redis import Pipe
 from config.settings import Settings
-from sessions import cookies
+from sessions import chain, cookies
 from sessions.admin import Registry, RevocationRoutes
 from sessions.cookies import CookieStorage
 from sessions.errors import SessionEnded
@@ -492,6 +492,7 @@ class Accounts:
         )
         self.jobs = Jobs(pool, node=revocations.node)
         self._jobs = JobRoutes(pool, self.jobs)
+        self._chain = chain.Chain(pool, self.jobs, chain.sealer(settings.sessions))
         sealed_by = sealer(settings.sessions)
         self.webhooks = Webhooks(pool, self.jobs, sealed_by, settings.webhooks, clock=clock)
         self._webhooks = WebhookRoutes(pool, self.jobs, self.webhooks, sealed_by)
@@ -507,10 +508,12 @@ class Accounts:
         """After sessions. Raises KeysUnreadable when the signing keys are sealed with an unknown secret."""
         await self.keys.start()
         await self.people.start()
+        await self._chain.start()
         self.jobs.start()
 
     async def close(self) -> None:
         await self.jobs.close()
+        await self._chain.close()
         await self.webhooks.close()
         await self.people.close()
         await self.api_keys.close()
@@ -524,6 +527,7 @@ class Accounts:
 
     def figures(self) -> Mapping[str, float]:
         """For the metrics."""
-        jobs = self.jobs.figures()
-        failures = self.people.failures + self.api_keys.failures + jobs["background_failures"]
-        return {**jobs, **self.passwords.figures(), "background_failures": failures}
+        jobs, chained = self.jobs.figures(), self._chain.figures()
+        failures = self.people.failures + self.api_keys.failures
+        failures += int(jobs["background_failures"] + chained["background_failures"])
+        return {**jobs, **chained, **self.passwords.figures(), "background_failures": failures}

@@ -63,6 +63,7 @@ GAUGES: Mapping[str, tuple[str, Mode]] = {
     "log_lost": ("Nodes that remember rows of the log which the database does not have", "livesum"),
     "jobs_waiting": ("Jobs that wait or are being done, in the whole cluster, up to 100,000", "livemax"),
     "jobs_dead": ("Jobs that were given up and wait for an admin, in the whole cluster", "livemax"),
+    "audit_unsealed_seconds": ("Age of the oldest row of the audit that is not sealed yet", "livemax"),
     "receipts_open": ("Receipts that this node is confirming", "livesum"),
 }
 

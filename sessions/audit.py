@@ -1,13 +1,14 @@
 """Who did what to whom: rows added in the transaction of the deed, read by admins.
 
 Partitioned by month; `make_months` keeps the coming ones ahead, `drop_months` drops those whose time is over. Rows are
-never changed.
+never changed; `chain` seals them.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from config.database import Connection, Pool
+from sessions.store import whole
 
 Executor = Connection | Pool
 
@@ -91,6 +92,19 @@ class Place(NamedTuple):
 
     at_us: int
     id: int
+
+
+def write_place(place: Place | None) -> str:
+    """The `next` of a page, "" on the last."""
+    return "" if place is None else "{}.{}".format(*place)
+
+
+def read_place(text: str) -> Place | None:
+    """What `write_place` wrote; ValueError for anything else."""
+    if not text:
+        return None
+    at, _, id = text.partition(".")
+    return Place(whole(at), whole(id))
 
 
 class Filter(NamedTuple):

@@ -1,4 +1,5 @@
-"""The commands `sessions` (look at live sessions, and end them) and `restore` (what follows after a restore).
+"""The commands `sessions` (look at live sessions, and end them), `audit` (list and verify it) and `restore` (what
+follows after a restore).
 
 It works on the database directly. Ends go through the revocation log, which running gateways read at least once a
 second; so nothing else has to be there for a session to end.
@@ -12,11 +13,11 @@ from uuid import uuid4
 import msgspec
 from cyclopts import App, Parameter
 
-from config.commands import COMMON, DONE, Common, database, say, show
+from config.commands import COMMON, DONE, Common, database, need, say, show
 from config.database import Connection
 from config.errors import Failure, Usage
 from config.http import rfc3339
-from sessions import audit, ids, log, restoring, store
+from sessions import audit, chain, ids, log, restoring, store
 from sessions.devices import device_name
 from sessions.model import REVOKED, Kind, Session
 
@@ -207,3 +208,61 @@ def _plain(text: str) -> str:
     if "\x00" in text:
         raise Usage("an option has a NUL character")
     return text
+
+
+# -- the audit
+
+audits = App(name="audit", help="Who did what to whom: list it, and verify that nobody changed it.")
+
+TAMPERED = 3
+"""The exit code where the chain is broken."""
+
+_AUDIT_COLUMNS = ("id", "at", "actor", "action", "target", "sid", "address", "detail")
+
+
+@audits.command(name="list")
+async def list_audit(
+    *,
+    actor: Annotated[str, Parameter(help='Only by "user:ID", "key:ID", "system" or "cli".')] = "",
+    action: Annotated[str, Parameter(help='Only this ("session.ended"), or all of a kind ("session").')] = "",
+    target: Annotated[str, Parameter(help='Only to this ("user:ID", "session:SID").')] = "",
+    sid: Annotated[str, Parameter(help="Only by this session.")] = "",
+    limit: Annotated[int, Parameter(help="At most so many, newest first.")] = 50,
+    after: Annotated[str, Parameter(help="The `next` of the page before.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """Who did what to whom, newest first."""
+    if not 1 <= limit <= 1000:
+        raise Usage("--limit is a number from 1 to 1000")
+    try:
+        place = audit.read_place(after)
+    except ValueError:
+        raise Usage("--after is the `next` of the page before") from None
+    by = audit.Filter(*map(_plain, (actor, action, target, sid)))
+    async with database(common) as (_, pool):
+        entries = await audit.page(pool, by, limit=limit + 1, after=place)
+    following = entries[limit - 1].place if len(entries) > limit else None
+    rows = [{**entry._asdict(), "at": rfc3339(entry.at)} for entry in entries[:limit]]
+    shown = [{name: row[name] for name in _AUDIT_COLUMNS} for row in rows]
+    if common.json:
+        show({"items": shown, "next": audit.write_place(following)}, as_json=True)
+    else:
+        show(shown, as_json=False, columns=_AUDIT_COLUMNS)
+
+
+@audits.command
+async def verify(
+    *,
+    head: Annotated[str, Parameter(help="A head that was seen before, which must be in the chain.")] = "",
+    common: Common = COMMON,
+) -> int:
+    """Whether the audit is as it was written. Exits with 3 where a row was changed, added or taken away."""
+    try:
+        seen = chain.read_head(head) if head else None
+    except ValueError:
+        raise Usage("--head is a `head` as `audit verify` or the log tell it") from None
+    async with database(common) as (settings, pool), pool.acquire() as connection:
+        need(settings, "sessions.secret_key")
+        verdict = await chain.verify(connection, chain.sealer(settings.sessions), seen)
+    show({"whole": not verdict.broken, **msgspec.to_builtins(verdict)}, as_json=common.json)
+    return TAMPERED if verdict.broken else DONE

@@ -302,9 +302,7 @@ class SessionRoutes:
             entries = await audit.page(self._pool, by, limit=limit + 1, after=_place(query.after))
         more = len(entries) > limit
         place = entries[limit - 1].place if more else None
-        return AuditRows(
-            [_audited(entry) for entry in entries[:limit]], "" if place is None else "{}.{}".format(*place)
-        )
+        return AuditRows([_audited(entry) for entry in entries[:limit]], audit.write_place(place))
 
     async def _counts(self, sessions: Sequence[Session]) -> Mapping[str, int] | None:
         """Live connections by sid; None while the registry is away: a list of sessions is worth having without."""
@@ -403,10 +401,7 @@ def _cursor(after: str) -> store.Cursor | None:
 
 
 def _place(after: str) -> audit.Place | None:
-    if not after:
-        return None
-    at, _, id = after.partition(".")
     try:
-        return audit.Place(store.whole(at), store.whole(id))
+        return audit.read_place(after)
     except ValueError:
         raise invalid("after", "the `next` of the page before") from None

@@ -20,7 +20,7 @@ from config.http import Problem, rfc3339
 from config.sealing import Sealer, Unsealable
 from config.settings import Sessions as Policy
 from config.tasks import Tasks
-from sessions import audit, external, ids, refresh, store
+from sessions import audit, chain, external, ids, refresh, store
 from sessions.activity import Activity
 from sessions.batches import Batch
 from sessions.cache import Cache
@@ -116,6 +116,7 @@ class Sessions:
             [key.get_secret_value().encode() for key in policy.previous_secret_keys],
             purpose="session keys",
         )
+        self._chain = chain.sealer(policy)
         self._secrets: Batch[bytes, Reading] = Batch(self._load_secrets)
         self._sids: Batch[str, Reading] = Batch(self._load_sids)
         self._sights: Batch[store.Sight, Reading] = Batch(self._load_sights)
@@ -176,8 +177,8 @@ class Sessions:
         try:
             async with self._pool.acquire() as connection:
                 before = self.now() - self._policy.keep_audit
-                await audit.drop_months(connection, before, limit=FORGOTTEN_AT_ONCE)
-        except (asyncpg.PostgresError, OSError, asyncpg.InterfaceError) as error:
+                await chain.prune(connection, self._chain, before, limit=FORGOTTEN_AT_ONCE)
+        except (asyncpg.PostgresError, OSError, asyncpg.InterfaceError, Unsealable) as error:
             log.warning("audit_months_not_dropped", error=type(error).__name__)
 
     async def _make_months(self) -> None:
