@@ -56,6 +56,8 @@ async def dial(url: str, **options: Any) -> asyncpg.Connection:
     """The first host that will do. The driver asks one after another within one timeout, and not beyond the first that
     breaks off: a server that takes TCP and says nothing would hide the one that was promoted in its place."""
     left = hosts(url)
+    if len(left) == 1:
+        return await asyncpg.connect(url, **options)
     calls: set[asyncio.Task[asyncpg.Connection]] = set()
     error: BaseException = ConnectionError("no host")
     try:
