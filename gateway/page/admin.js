@@ -1,6 +1,6 @@
-// For admins: who is live, revocations with their receipts, jobs, and the letters of dev.
+// For admins: who is live, revocations with their receipts, jobs, webhooks, and the letters of dev.
 
-import { $, act, ago, button, cell, code, count, make, text } from "/page/dom.js";
+import { $, act, ago, button, cell, code, count, make, onSubmit, text } from "/page/dom.js";
 import { ask, state } from "/page/service.js";
 
 let pending = null; // the revocation that was counted and not yet made
@@ -8,7 +8,15 @@ let pending = null; // the revocation that was counted and not yet made
 /** Draw what an admin sees beside the live sessions. */
 export async function drawAdmin(doors) {
   $("letters").hidden = !doors.letters;
-  await Promise.all([jobs(), doors.letters ? letters() : null]);
+  await Promise.all([jobs(), webhooks(), doors.letters ? letters() : null]);
+}
+
+/** Leave nothing of it on the page for whoever comes next. */
+export function clearAdmin() {
+  pending = null;
+  hideSecret();
+  for (const id of ["live", "known", "jobs-rows", "webhooks", "letters-list"]) $(id).replaceChildren();
+  for (const id of ["dry", "receipt"]) $(id).hidden = true;
 }
 
 // --- live sessions and their end ---
@@ -123,6 +131,43 @@ async function jobs() {
 
 $("jobs-state").addEventListener("change", act("jobs-note", jobs));
 $("jobs-again").addEventListener("click", act("jobs-note", jobs));
+
+// --- webhooks ---
+
+async function webhooks() {
+  const { items } = await ask("GET", "/admin/webhooks");
+  $("webhooks").replaceChildren();
+  for (const webhook of items) {
+    const row = $("webhooks").insertRow();
+    const one = `/admin/webhooks/${webhook.id}`;
+    const deed = (label, method, path) => button(label, act("webhooks-note", () => ask(method, path, method === "POST" ? {} : undefined), webhooks), webhook.url);
+    cell(row, code(webhook.url));
+    cell(row, webhook.events.join(" "));
+    cell(row, webhook.disabled_at ? `off: ${webhook.disabled_why}` : webhook.delivered_at ? ago(webhook.delivered_at) : "none yet");
+    cell(row, webhook.disabled_at ? deed("Enable", "POST", `${one}/enable`) : deed("Test", "POST", `${one}/test`), " ", deed("Delete", "DELETE", one));
+  }
+}
+
+onSubmit("webhook-new", "webhook-note", "webhook-error", async ({ url, events }) => {
+  hideSecret();
+  const made = await ask("POST", "/admin/webhooks", { url: url.value.trim(), events: events.value.split(/\s+/).filter(Boolean) });
+  $("webhook-new").reset();
+  text("webhook-secret", made.secret);
+  $("webhook-made").hidden = false;
+  $("webhook-secret").focus();
+  await webhooks();
+});
+
+function hideSecret() {
+  text("webhook-secret", "");
+  $("webhook-made").hidden = true;
+}
+
+$("webhook-kept").addEventListener("click", () => {
+  hideSecret();
+  $("webhook-new").elements.url.focus();
+});
+$("webhooks-again").addEventListener("click", act("webhooks-note", webhooks));
 
 // --- the letters of dev ---
 

@@ -1,6 +1,6 @@
 // The demo page: coming in and going out, the room, and what is mine. What admins see is in admin.js.
 
-import { drawAdmin, liveSessions } from "/page/admin.js";
+import { clearAdmin, drawAdmin, liveSessions } from "/page/admin.js";
 import { $, act, ago, button, cell, make, onSubmit, text } from "/page/dom.js";
 import { follow, take } from "/page/links.js";
 import { ask, state } from "/page/service.js";
@@ -23,9 +23,17 @@ function show(part) {
 
 // --- coming in and going out ---
 
+/** Nobody is logged in; whoever comes next finds nothing of who went. */
+function forget() {
+  state.me = null;
+  clearAdmin();
+  for (const id of ["messages", "present", "sessions"]) $(id).replaceChildren();
+  text("who", "");
+}
+
 function doorway(message = "") {
   connection.close();
-  state.me = null;
+  forget();
   text("door-error", message);
   text("door-note", "");
   $("door-form").reset();
@@ -149,7 +157,7 @@ const REASONS = {
 
 function ended({ reason = "", message, at, code }) {
   const [kind, detail] = reason.split(/: (.*)/s);
-  state.me = null;
+  forget();
   text("ended-why", REASONS[detail] ?? [WHY[kind] ?? "The connection was refused.", detail && `Reason: ${detail}.`].filter(Boolean).join(" "));
   text("ended-message", message ?? "");
   $("ended-message").hidden = !message;
