@@ -19,8 +19,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 TIMEOUT: Final = 10.0
 MAX_ANSWER: Final = 4096
 
-_TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48")]
-"""RFC 6052, RFC 8215: an address of IPv4 in another dress, perhaps one inside."""
+_TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
+"""RFC 6052, RFC 8215, RFC 4291 2.5.5.1: an address of IPv4 in another dress, perhaps one inside."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -49,6 +49,8 @@ def check(url: str, inside: Sequence[Network]) -> None:
         raise Forbidden("the URL begins with https://, or leads by its address into a network that is allowed")
     if not host or parts.username is not None or parts.password is not None:
         raise Forbidden("the URL has a host and no credentials")
+    if not host.isascii():  # the client would make digits of what looks like them, after the address was judged
+        raise Forbidden("the host is written in ASCII (xn--...)")
     if _is_address(host) and not allowed(host, inside):
         raise Forbidden("the address is not a public one")
 

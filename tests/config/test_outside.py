@@ -20,7 +20,7 @@ HERE = [ipaddress.ip_network("127.0.0.0/8")]
 INSIDE = """
 127.0.0.1 10.0.0.1 172.16.3.4 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255 192.0.2.1
 198.18.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 ff02::1 2001:db8::1 ::ffff:10.0.0.1 ::ffff:169.254.169.254
-2002:7f00:1:: 64:ff9b:1::1 64:ff9b::a00:1
+2002:7f00:1:: 64:ff9b:1::1 64:ff9b::a00:1 ::127.0.0.1
 """
 
 
@@ -103,6 +103,22 @@ async def test_a_name_that_leads_inside_is_not_asked(
             with pytest.raises((Forbidden, aiohttp.InvalidURL)):
                 await post(client, f"https://{host}:{port}/", b"{}", {}, [])
     assert receiver[0].heard == []
+
+
+@pytest.mark.parametrize("host", ["\N{FULLWIDTH DIGIT ONE}27.0.0.1", "127\N{IDEOGRAPHIC FULL STOP}0.0.1"])
+async def test_an_address_in_other_digits_was_judged_as_a_name_and_asked_as_an_address(host: str) -> None:
+    heard: list[bool] = []
+
+    async def hear(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(True)
+        writer.close()
+
+    server = await asyncio.start_server(hear, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, open_client([]) as client:
+        with pytest.raises(Forbidden):
+            await post(client, f"https://{host}:{port}/", b"{}", {}, [])
+    assert not heard
 
 
 async def test_a_redirect_is_an_answer_and_not_an_order(receiver: tuple[Receiver, BaseTestServer]) -> None:
