@@ -270,6 +270,7 @@ class AccountRoutes:
                 "Accounts, oldest first",
                 query=UserFilter,
                 result=AnyUsers,
+                export=AnyUser,
                 access="admin",
                 scope="users",
                 tag="admin",

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -23,12 +23,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from config import exports
 from config.redis import Unavailable
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 16
 BODY_WAIT = 20.0
 """Seconds in which a body must have come: whoever sends it a byte at a time holds a connection, and no longer."""
+
+EXPORT_PAGE = 200
+EXPORT_WAIT = 30.0
+"""Seconds in which whoever exports a list must have taken the page before."""
 
 SERVER = "Wardgate"
 """What answers say of who gave them."""
@@ -217,7 +222,8 @@ class Route:
 
     `access`: `session` takes any live session, `admin` an admin's session or an API key with `scope`, `key` an API key.
     `result` None means 204; `also` are other statuses with the same result. `errors` are the codes beside those that
-    follow from body and access; `headers` are request headers that mean something here.
+    follow from body and access; `headers` are request headers that mean something here. `export`: what a row is, where
+    `result` is a page of `items` and `next` that can be had whole, in one of `config.exports.FORMS`.
     """
 
     method: str
@@ -234,6 +240,7 @@ class Route:
     errors: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     tag: str = ""
+    export: type[msgspec.Struct] | None = None
     guarded: bool = field(default=False)
 
     @property
@@ -266,7 +273,10 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         caller = await _admit(route, request)
         query: Any = decode_query(request, route.query)
         body: Any = None if route.body is None else await read_body(request, route.body)
-        result: Any = await route.handler(Call(request, body, query, caller))
+        call = Call(request, body, query, caller)
+        if route.export is not None and (form := exports.wanted(request.headers.get("Accept", ""))):
+            return await _export(route, route.export, call, form)
+        result: Any = await route.handler(call)
         if route.needs_current and not request.app[CURRENT]():
             # What a GET found is not told; what another method did may be done, and "frozen" would say that it is not.
             raise Problem("frozen" if route.method == "GET" else "outcome_unknown", retry_after=1)
@@ -277,6 +287,51 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         return reply(result, route.status)
 
     return handle
+
+
+async def _export(
+    route: Route, kind: type[msgspec.Struct], call: Call[Any, Any], form: exports.Form
+) -> web.StreamResponse:
+    """The list from `after` to its end, page by page: one page in memory, and the caller judged anew for each. What
+    ends early (the session did, the node froze, a server is away) is broken off, so that nobody takes it for whole."""
+    page = await _page_of_export(route, call, call.query.after)
+    name = route.path.rpartition("/")[2]
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'attachment; filename="{name}.{exports.FORMS[form]}"',
+        "Content-Type": f"{form}; charset=utf-8",
+    }
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(call.request)
+    try:
+        await _send(response, exports.head(form, kind))
+        while True:
+            await _send(response, exports.rows(form, page.items))
+            if not page.next:
+                break
+            await _admit(route, call.request)
+            page = await _page_of_export(route, call, page.next)
+    except (Problem, Unavailable, OSError) as error:
+        log.warning("export_broken_off", path=route.path, who=call.who.name, error=str(error) or type(error).__name__)
+        if call.request.transport is not None:
+            call.request.transport.abort()
+        return response
+    await response.write_eof()
+    return response
+
+
+async def _page_of_export(route: Route, call: Call[Any, Any], after: str) -> Any:
+    query = msgspec.structs.replace(call.query, after=after, limit=EXPORT_PAGE)
+    page = await route.handler(replace(call, query=query))
+    if not call.request.app[CURRENT]():
+        raise Problem("frozen", retry_after=1)
+    return page
+
+
+async def _send(response: web.StreamResponse, data: bytes) -> None:
+    """Returns when little of it waits: a slow reader holds up only itself, and not for ever."""
+    async with asyncio.timeout(EXPORT_WAIT):
+        await response.write(data)
 
 
 def rfc3339(unix: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from config.exports import FORMS
 from config.http import PROBLEMS, Nothing, ProblemDetails, Route
 
 _REF = "#/components/schemas/{name}"
@@ -127,7 +128,9 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
     else:
         shapes = [schema_of[_key(kind)] for kind in _alternatives(route.result)]
         form = "text/plain" if route.result is str else "application/json"
-        content = {form: {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
+        content: dict[str, Any] = {form: {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}}
+        if route.export is not None:
+            content |= {form: {"schema": {"type": "string"}} for form in FORMS}
         for status in (route.status, *route.also):
             responses[str(status)] = {"description": "Done", "content": content}
     if route.access == "key":

@@ -96,7 +96,8 @@ class House:
         url = self.server.make_url("/").join(URL(path, encoded=True))
         async with self.http.request(method, url, json=body, data=data, headers=sent) as response:
             text = await response.text()
-            json = await response.json(content_type=None) if "json" in response.content_type else None
+            is_json = response.content_type in ("application/json", "application/problem+json")
+            json = await response.json(content_type=None) if is_json else None
             return Answer(response, text, json)
 
     async def register(self, email: str = "alice@example.org", *, mode: str = "token", **more: Any) -> Answer:

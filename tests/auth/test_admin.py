@@ -1,8 +1,15 @@
 """What admins do to users: list them, disable and enable them, give them roles; each with its row in log and audit."""
 
 import asyncio
+import csv
+import io
+import json
 from typing import Any
 
+import aiohttp
+import pytest
+
+from config import http
 from sessions.model import DISABLED, Kind
 from tests.auth.conftest import House
 
@@ -161,3 +168,42 @@ async def test_users_are_listed_page_by_page(house: House) -> None:
     }
     for query in ("limit=0", "limit=201", "limit=x", "after=x", "after=1", "disabled=maybe", "unknown=1"):
         assert (await house.call("GET", f"/admin/users?{query}", token=admin)).status == 422, query
+
+
+async def test_users_sessions_and_the_audit_are_had_as_files(house: House) -> None:
+    admin = await house.admin()
+    await house.register("alice@example.org", display_name='=HYPERLINK("http://evil.example")')
+    for path, rows in (("users", 2), ("sessions", 3), ("audit", 5)):
+        answer = await house.call("GET", f"/admin/{path}", token=admin, headers={"Accept": "text/csv"})
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{path}.csv"'
+        table = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+        answer = await house.call("GET", f"/admin/{path}", token=admin, headers={"Accept": "application/x-ndjson"})
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        page = (await house.call("GET", f"/admin/{path}?limit=200", token=admin)).json
+        assert len(table) == len(lines) == len(page["items"])
+        assert len(table) >= rows, path
+        assert table[0].keys() == lines[0].keys() == page["items"][0].keys()
+        if path == "users":
+            assert lines == page["items"]
+            assert table[1]["display_name"].startswith("'=HYPERLINK")
+
+
+async def test_a_file_stops_where_the_session_of_who_reads_it_ends(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page is asked for with the credential that came, as if it were a request of its own."""
+    monkeypatch.setattr(http, "EXPORT_PAGE", 1)
+    admin = await house.admin()
+    await house.register("alice@example.org")
+    page, pages = house.accounts.people.page, 0
+
+    async def slow_page(*args: Any, **options: Any) -> Any:
+        nonlocal pages
+        pages += 1
+        await house.call("POST", "/auth/logout", {}, token=admin)
+        return await page(*args, **options)
+
+    monkeypatch.setattr(house.accounts.people, "page", slow_page)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await house.call("GET", "/admin/users", token=admin, headers={"Accept": "text/csv"})
+    assert pages == 1

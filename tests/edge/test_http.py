@@ -2,15 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 
 import aiohttp_cors
 import msgspec
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
+from config import http
 from config.http import (
     CURRENT,
     IDENTIFY,
@@ -34,6 +36,7 @@ from config.http import (
     trusted_networks,
 )
 from config.openapi import describe, problem_codes
+from config.redis import Unavailable
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,9 +63,15 @@ CALLERS = {
 }
 
 
+async def nothing() -> None:
+    """What happens before a page, unless a test has something happen."""
+
+
 class Switch:
     current = True
     calls = 0
+    ended = False
+    before: Callable[[], Awaitable[None]] = nothing
 
 
 async def echo(call: Call[Body, Nothing]) -> Echo:
@@ -81,6 +90,19 @@ async def whoami(call: Call[None, Nothing]) -> dict[str, str]:
 
 async def page(call: Call[None, Paging]) -> dict[str, int]:
     return {"limit": call.query.limit}
+
+
+class Things(msgspec.Struct):
+    items: list[Other]
+    next: str
+
+
+async def things(call: Call[None, Paging]) -> Things:
+    """Three pages; `Switch.before` is called before each."""
+    Switch.calls += 1
+    await Switch.before()
+    number = int(call.query.after or "1")
+    return Things([Other(f"{number}-{i}") for i in range(call.query.limit)], str(number + 1) if number < 3 else "")
 
 
 async def either(_call: Call[None, Nothing]) -> Echo | Other:
@@ -112,6 +134,17 @@ TABLE = [
     Route("DELETE", "/lose", lose, "Lose", access="session"),
     Route("GET", "/lose", lose, "Lose", access="session"),
     Route("GET", "/page/{id}", page, "Page", query=Paging, result=dict[str, int]),
+    Route(
+        "GET",
+        "/admin/things",
+        things,
+        "Things",
+        query=Paging,
+        result=Things,
+        export=Other,
+        access="admin",
+        scope="other",
+    ),
     Route("DELETE", "/gone", gone, "Gone"),
     Route("GET", "/either", either, "Either", result=Echo | Other, also=(201,)),
     Route("GET", "/boom", boom, "Boom"),
@@ -122,7 +155,7 @@ TABLE = [
 
 async def identify(request: web.Request) -> Caller | None:
     name = request.headers.get("X-Who")
-    if name == "bad":
+    if name == "bad" or Switch.ended:
         raise Problem("session_ended", reason="logout")
     return CALLERS[name] if name else None
 
@@ -135,7 +168,7 @@ async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
     app[ORIGINS] = frozenset({"https://app.example"})
     app[TRUSTED] = trusted_networks(["127.0.0.0/8"])
     mount(app, TABLE)
-    Switch.current, Switch.calls = True, 0
+    Switch.current, Switch.calls, Switch.ended, Switch.before = True, 0, False, nothing
     async with TestClient(TestServer(app)) as client:
         yield client
 
@@ -451,3 +484,86 @@ def test_a_field_is_still_refused_by_its_name() -> None:
         with pytest.raises(Problem) as refused:
             decode_body(sent, Body)
         assert refused.value.details.errors[0].field == field
+
+
+# -- lists as files
+
+CSV = {"X-Who": "all", "Accept": "text/csv"}
+
+
+async def test_a_list_is_had_whole_as_a_file(client: Client) -> None:
+    response = await client.get("/admin/things?limit=1", headers=CSV)
+    lines = (await response.text()).split("\r\n")
+    assert (response.status, response.content_type) == (200, "text/csv")
+    assert response.headers["Content-Disposition"] == 'attachment; filename="things.csv"'
+    assert response.headers["Cache-Control"] == "no-store"
+    assert (lines[0], lines[1], lines[-2], len(lines)) == ("why", "1-0", "3-199", 602)
+    response = await client.get("/admin/things?after=3", headers={**CSV, "Accept": "application/x-ndjson"})
+    rows = [json.loads(line) for line in (await response.text()).splitlines()]
+    assert (response.content_type, rows[0], len(rows)) == ("application/x-ndjson", {"why": "3-0"}, 200)
+
+
+async def test_without_asking_a_list_comes_in_pages(client: Client) -> None:
+    response = await client.get("/admin/things?limit=2", headers={"X-Who": "all"})
+    assert await response.json() == {"items": [{"why": "1-0"}, {"why": "1-1"}], "next": "2"}
+
+
+async def test_a_file_is_refused_as_a_page_is(client: Client) -> None:
+    for who, query, status in (("", "", 401), ("key", "", 403), ("bad", "", 401), ("all", "?limit=0", 422)):
+        response = await client.get(f"/admin/things{query}", headers={**CSV, "X-Who": who})
+        assert (response.status, response.content_type) == (status, "application/problem+json")
+    Switch.current = False
+    assert (await client.get("/admin/things", headers=CSV)).status == 503
+
+
+async def _ends() -> None:
+    Switch.ended = Switch.calls == 2
+
+
+async def _freezes() -> None:
+    Switch.current = Switch.calls < 2
+
+
+async def _loses_the_database() -> None:
+    if Switch.calls == 2:
+        raise Unavailable("away")
+
+
+@pytest.mark.parametrize("happens", [_ends, _freezes, _loses_the_database])
+async def test_a_file_whose_reader_may_no_more_is_broken_off_and_never_looks_whole(
+    client: Client, happens: Callable[[], Awaitable[None]]
+) -> None:
+    Switch.before = happens
+    response = await client.get("/admin/things", headers=CSV)
+    assert response.status == 200
+    with pytest.raises(ClientPayloadError):
+        await response.read()
+    assert Switch.calls == 2
+
+
+async def test_who_does_not_read_a_file_is_dropped_and_costs_a_page(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "EXPORT_WAIT", 0.05)
+    monkeypatch.setattr(http, "EXPORT_PAGE", 200_000)
+    assert client.port is not None
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    narrow.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(narrow, ("127.0.0.1", client.port))
+    reader, writer = await asyncio.open_connection(sock=narrow, limit=1024)
+    writer.write(b"GET /admin/things HTTP/1.1\r\nHost: x\r\nX-Who: all\r\nAccept: text/csv\r\n\r\n")
+    await reader.readuntil(b"\r\n")
+    dropped = asyncio.Event()
+    monkeypatch.setattr(http.log, "warning", lambda *_, **__: dropped.set())
+    async with asyncio.timeout(10):
+        await dropped.wait()
+    assert Switch.calls < 3
+    writer.close()
+
+
+def test_the_description_has_the_files() -> None:
+    paths = describe(TABLE, title="t", version="1", cookie="c")["paths"]
+    content = paths["/admin/things"]["get"]["responses"]["200"]["content"]
+    assert content.keys() == {"application/json", "text/csv", "application/x-ndjson"}
+    assert paths["/page/{id}"]["get"]["responses"]["200"]["content"].keys() == {"application/json"}
