@@ -29,6 +29,9 @@ READER_VERSION = 1
 PACE, HURRIED = 1.0, 0.2
 """Seconds between renewals, and while the probe of Redis fails."""
 
+DOUBTED = "lost"
+"""What a head row is vouched for as when a process remembers what its database does not have (4d)."""
+
 STEP = 2.0
 """A jump of the database's clock against ours that is an alarm (11)."""
 
@@ -126,8 +129,13 @@ class Lease:
         self._pending.extend(waiting)
 
     def vouches(self, reply: Reply) -> bool:
-        """4d: whether this process has lived through the change of the database, and so remembers what it had."""
-        return self.origin not in ("", reply.head.origin) or self.went_back == reply.start
+        """4d: whether this process has lived through the change of the database, and so remembers what it had.
+
+        Two standbys of one primary that are promoted one after the other have the same name; the second names whom the
+        primary was vouched for as. A name goes back by nothing else, unless somebody doubts it.
+        """
+        changed = self.origin != reply.head.origin or reply.head.vouched != DOUBTED
+        return (self.origin != "" and changed) or self.went_back == reply.start
 
     def settled(self, now: float) -> bool:
         """6b: renewed against one and the same server start for L + d: no process lives on a lease of another one."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from config.database import Connection
-from sessions.lease import READER_VERSION
+from sessions.lease import DOUBTED, READER_VERSION
 
 _REGISTER = """
 INSERT INTO processes (node, policy, version, host, pid) VALUES ($1, $2, $3, $4, $5)
@@ -37,7 +37,7 @@ _VOUCH = """
 UPDATE revocation_head SET origin = $2 WHERE coalesce(origin, '') = $1 AND database_origin() = $2
 """
 
-_DOUBT = "UPDATE revocation_head SET origin = 'lost' WHERE origin = $1"
+_DOUBT = "UPDATE revocation_head SET origin = $2 WHERE origin = $1"
 
 MARGIN = 1.0
 """Beyond L + d, before a process whose beat stands still is taken for dead (s)."""
@@ -129,4 +129,4 @@ async def vouch(connection: Connection, before: str, origin: str) -> None:
 
 async def doubt(connection: Connection, origin: str) -> None:
     """4d: the log of this database is older than what somebody remembers. Nobody vouches for it any more."""
-    await connection.execute(_DOUBT, origin)
+    await connection.execute(_DOUBT, origin, DOUBTED)

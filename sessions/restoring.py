@@ -17,6 +17,7 @@ from config.database import Connection, connect
 from config.errors import Restored
 from config.settings import Database
 from sessions import audit, log
+from sessions.lease import DOUBTED
 from sessions.model import REVOKED, Kind
 from sessions.registration import MARGIN
 
@@ -37,7 +38,7 @@ _VOUCH = "UPDATE revocation_head SET origin = database_origin() RETURNING origin
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What an operator decides about. `vouched` is "" before any process has looked, and "lost" when one remembers
+    """What an operator decides about. `vouched` is "" before any process has looked, and DOUBTED when one remembers
     what the database does not have."""
 
     origin: str
@@ -84,7 +85,7 @@ async def _look(connection: Connection, lock: str = "") -> Any:
 def _refusal(found: Any) -> str:
     changed = (
         "a process remembers revocations that are not in it"
-        if found["vouched"] == "lost"
+        if found["vouched"] == DOUBTED
         else f"it is {found['origin']} (system identifier/timeline/table), and the log was kept in {found['vouched']}"
     )
     return (

@@ -238,3 +238,23 @@ def test_6c_time_does_not_speak_for_a_process_that_serves() -> None:
 )
 def test_4d_a_later_timeline_of_the_same_database(origin: str, before: str, is_later: bool) -> None:
     assert later(origin, before) is is_later
+
+
+def named(origin: str, vouched: str, *, start: float) -> Reply:
+    return Reply(True, True, start, 0.0, Head(HEAD, E1, origin=origin, vouched=vouched))
+
+
+def test_4d_the_second_of_two_standbys_that_were_promoted_to_one_timeline_was_waited_at_for_ever() -> None:
+    """Each makes timeline 2 of the primary's 1; that somebody vouched for the first was lost with it."""
+    lease = Lease()
+    for head in (named("7/1/9", "7/1/9", start=1.0), named("7/2/9", "7/1/9", start=2.0)):
+        assert lease.receive(head, sent=0.0, arrived=0.0) is Next.APPLY
+    assert lease.receive(named("7/2/9", "7/2/9", start=2.0), sent=1.0, arrived=1.0) is Next.APPLY
+    assert lease.receive(named("7/2/9", "7/1/9", start=3.0), sent=2.0, arrived=2.0) is Next.APPLY
+
+
+def test_4d_who_was_not_there_before_a_change_vouches_for_nothing_and_nobody_for_what_is_doubted() -> None:
+    assert Lease().receive(named("7/2/9", "7/1/9", start=1.0), sent=0.0, arrived=0.0) is Next.WAIT
+    lease = Lease()
+    assert lease.receive(named("7/1/9", "7/1/9", start=1.0), sent=0.0, arrived=0.0) is Next.APPLY
+    assert lease.receive(named("7/1/9", "lost", start=1.0), sent=1.0, arrived=1.0) is Next.WAIT
