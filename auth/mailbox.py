@@ -86,9 +86,11 @@ class Mailboxes:
         normal = policy.acceptable("password", password, self._passwords.min_length, (email, display_name))
         await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
         stored = await self._passwords.hash(normal)
-        id = uuid4().hex
+        with translated():
+            guest = await guest_of(self._pool, client)
+        id, by = uuid4().hex, guest and guest.user
         async with transaction(self._pool) as connection:
-            await connection.execute(_REGISTER, id, email, users.email_key(email), display_name, stored)
+            await connection.execute(_REGISTER, id, email, users.email_key(email), display_name, stored, by)
             await self._enqueue(connection, Asked("register", email, self._language(client), id))
         self._jobs.wake()
 
@@ -157,8 +159,11 @@ class Mailboxes:
     # -- what links bring back
 
     async def verify(self, token: str, client: Client) -> None:
-        """The registration becomes an account, which logs in as any other. A guest who opens the link becomes that
-        account, and their session is over. Problems: invalid, email_taken, session_ended."""
+        """The registration becomes an account, which logs in as any other. A guest who registered and opens the link
+        becomes that account, and their session is over. Neither alone will do: the link of a stranger's registration,
+        whose password the stranger knows, takes no guest over, and an address of others gives them no guest's id.
+
+        Problems: invalid, email_taken, session_ended."""
         with translated():
             guest = await guest_of(self._pool, client)
             async with self._revocations.writing(actor="system") as writing:
@@ -167,6 +172,8 @@ class Mailboxes:
                 record = await connection.fetchrow(_TAKE, redeemed.detail["registration"])
                 if record is None:
                     raise _no_longer("token")
+                if guest is not None and guest.user != record["guest"]:
+                    guest = None
                 id = users.new_id() if guest is None else guest.user
                 if guest is None:
                     await store.create_subject(connection, id)
@@ -342,7 +349,7 @@ def _no_longer(field: str) -> Problem:
 
 
 _REGISTER = """
-INSERT INTO registrations (id, email, email_key, display_name, password_hash) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO registrations (id, email, email_key, display_name, password_hash, guest) VALUES ($1, $2, $3, $4, $5, $6)
 """
 _WAITING = """
 SELECT id, email, display_name FROM registrations

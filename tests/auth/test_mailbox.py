@@ -140,6 +140,23 @@ async def test_a_guest_who_opens_the_link_in_the_same_browser_stays_the_same_use
     assert [row["kind"] for row in rows] == [Kind.RIGHTS, Kind.SESSION]
 
 
+async def test_a_guest_who_opened_the_link_of_a_strangers_registration_was_taken_over_by_the_stranger(
+    person: Person,
+) -> None:
+    """The stranger, a guest or nobody, knows the password; the guest's id is not theirs to have."""
+    house = person.house
+    for n, (email, registers) in enumerate(((ADA, True), (BEN, False))):
+        stranger, victim = [secret_of(await house.call("POST", "/auth/guest", {})) for _ in range(2)]
+        body = {"email": email, "password": PASSWORD}
+        asked = await house.call("POST", "/auth/register", body, cookie=stranger if registers else "")
+        assert asked.status == 202
+        token = link(await person.letter(n + 1))
+        assert (await house.call("POST", "/auth/verify-email", {"token": token}, cookie=victim)).status == 204
+        me = await house.call("GET", "/auth/me", cookie=victim)
+        assert (me.status, me.json["user"]["email"]) == (200, "")
+        assert (await house.login(email)).json["user"]["id"] != me.json["user"]["id"]
+
+
 async def test_a_taken_address_gets_a_letter_and_the_stranger_the_same_answer(person: Person) -> None:
     await person.known()
     first = await person.register(BEN)
