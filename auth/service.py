@@ -21,7 +21,7 @@ from config.database import Connection, Pool
 from config.http import Problem, address_prefix, invalid
 from config.settings import Auth, Mail
 from config.tasks import Tasks
-from sessions import audit, store
+from sessions import audit, store, webhooks
 from sessions.devices import device_name
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
@@ -373,6 +373,7 @@ def _admits(user: User, *, known: bool) -> bool:
 
 
 async def _write_failures(connection: Connection, counts: Mapping[str, int]) -> None:
+    await webhooks.tell_failures(connection, counts)
     for id in await users.add_failures(connection, counts):
         detail = {"failures": users.TOO_MANY_FAILURES}
         await audit.append(connection, "user.password_disabled", actor="system", target=f"user:{id}", detail=detail)

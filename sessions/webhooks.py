@@ -2,6 +2,7 @@
 
 An event is a row of the audit; the database's own trigger makes a job for each webhook that wants it, in the
 transaction of the deed (migration 0014). So an event is there exactly when the deed is, and `replay` can make it again.
+Only failed logins are no rows (whoever guesses would fill the audit) and no deeds: `tell_failures` tells their number.
 This module keeps the webhooks and delivers; `webhook_routes` shows them to admins.
 
 The form is Standard Webhooks 1.0: `webhook-id` (the job's id: the same each time), `webhook-timestamp`,
@@ -14,7 +15,7 @@ import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -163,6 +164,11 @@ async def test(connection: Connection, id: str, at: float) -> bool:
     return True
 
 
+async def tell_failures(connection: Connection, counts: Mapping[str, int]) -> None:
+    """An event `login.failed` for each of these users and each webhook that wants it, in the caller's transaction."""
+    await connection.execute(_TELL_FAILURES, list(counts), list(counts.values()))
+
+
 async def replay(connection: Connection, id: str, since: float, until: float, *, limit: int) -> int | None:
     """Send again what it wanted between two times, at most `limit`, oldest first; how many, None when there is no such
     webhook. Each has a new id: the receiver takes it as another event."""
@@ -185,6 +191,13 @@ WHERE id = $1 AND (delivered_at IS NULL OR delivered_at < clock_timestamp() - in
 _DISABLE = "UPDATE webhooks SET disabled_at = clock_timestamp(), disabled_why = $2 WHERE id = $1"
 _ENABLE = "UPDATE webhooks SET disabled_at = NULL, disabled_why = '' WHERE id = $1 RETURNING true"
 _CREATE = "INSERT INTO webhooks (id, url, events, sealed_secret) VALUES ($1, $2, $3, $4)"
+_TELL_FAILURES = """
+INSERT INTO jobs (kind, payload)
+SELECT 'webhook', jsonb_build_object('webhook', w.id, 'type', 'login.failed',
+    'at', extract(epoch FROM clock_timestamp()), 'data', jsonb_build_object('user', f.id, 'failures', f.count))
+FROM webhooks w CROSS JOIN unnest($1::text[], $2::int[]) AS f (id, count)
+WHERE w.disabled_at IS NULL AND webhook_wants(w.events, 'login.failed')
+"""
 _REPLAY = """
 INSERT INTO jobs (kind, payload)
 SELECT 'webhook', webhook_payload(w.id, webhook_event(a.action, a.detail), a)

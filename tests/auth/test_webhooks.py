@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
+from auth import users
 from config import commands as shared
 from config import jobs as jobs_module
 from config.redis import Pipe
@@ -118,6 +119,48 @@ async def test_every_deed_is_heard_once_and_signed(house: House, receiver: Recei
     assert len({headers["webhook-id"] for headers, _, _ in receiver.heard}) == len(expected)
     [revoked] = [event for _, event, _ in receiver.heard if event["data"]["action"] == "user.revoked"]
     assert (revoked["data"]["target"], revoked["data"]["detail"]["reason"]) == (f"user:{id}", "stolen laptop")
+
+
+async def test_failed_logins_are_told_as_numbers_and_to_who_wants_them(
+    house: House, receiver: Receiver, url: str
+) -> None:
+    admin = await house.admin()
+    await made(house, admin, url, "login.*")
+    await made(house, admin, url, "session.revoked")
+    ids = [(await house.register(email)).json["user"]["id"] for email in ("alice@example.org", "bob@example.org")]
+    for email, times in (("alice@example.org", 3), ("bob@example.org", 1), ("nobody@example.org", 2)):
+        for _ in range(times):
+            assert (await house.login(email, "a wrong password")).status == 401
+    await house.accounts.people.flush()
+    await until(lambda: sum(event["data"]["failures"] for _, event, _ in receiver.heard) == 4)
+    assert set(receiver.types) == {"login.failed"}
+    told = dict.fromkeys(ids, 0)
+    for _, event, body in receiver.heard:
+        assert event["data"].keys() == {"user", "failures"}
+        assert b"example.org" not in body
+        told[event["data"]["user"]] += event["data"]["failures"]
+    assert told == dict(zip(ids, (3, 1), strict=True))
+
+
+async def test_failures_that_cannot_be_written_are_told_once_they_can(
+    house: House, receiver: Receiver, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number and its event are one transaction: neither is there twice."""
+    admin = await house.admin()
+    await made(house, admin, url, "login.failed")
+    await house.register()
+    add = users.add_failures
+
+    async def away(*_: Any) -> list[str]:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(users, "add_failures", away)
+    assert (await house.login(password="a wrong password")).status == 401
+    await house.accounts.people.flush()
+    assert await house.pool.fetchval("SELECT count(*) FROM jobs WHERE payload->>'type' = 'login.failed'") == 0
+    monkeypatch.setattr(users, "add_failures", add)
+    await house.accounts.people.flush()
+    await until(lambda: receiver.types == ["login.failed"])
 
 
 async def test_only_what_is_wanted_is_told_and_nothing_that_was_rolled_back(
