@@ -145,7 +145,7 @@ $("ended-again").addEventListener("click", () => doorway());
 const WHY = {
   "session revoked": "This session was ended.",
   "account disabled": "This account is disabled.",
-  "session replaced": "You logged in on too many devices, and this was the oldest session.",
+  "session replaced": "A newer session took the place of this one: you registered as the guest you were, or logged in on too many devices.",
   "session expired": "This session was over: log in again.",
 };
 const REASONS = {
