@@ -110,6 +110,7 @@ class Renewal:
         self.chain = ""
         self.lost = False  # 4d: this process remembers what the database does not have
         self._doubted = False
+        self._forgotten: list[Row] = []  # what was remembered before this process began anew
         self._open = connect
         self._applier = applier
         self._clock = clock
@@ -279,7 +280,10 @@ class Renewal:
         there = applier.memory.contains(reply.head.place)
         self.lost = self._doubted = False
         self.why = "" if there else applier.blocked or "lease: behind the log"
-        self._on_reply(applier.memory.lost(sent) if there else ())
+        lost: list[Row] = []
+        if there:
+            lost, self._forgotten = self._forgotten + applier.memory.lost(sent), []
+        self._on_reply(lost)
         return self._pause(news=news, behind=len(reply.rows) == PAGE and not applier.blocked)
 
     async def _go_back(self, connection: Connection) -> bool:
@@ -303,10 +307,11 @@ class Renewal:
         it, so that no other starts."""
         if head.vouched == head.origin and (self._doubted or later(head.origin, self.lease.origin)):
             forked = await self._fork(connection)
-            lost = [] if forked else self._applier.begin_anew()
+            if not forked:
+                self._forgotten += self._applier.begin_anew()
             self.lost = self._doubted = False
             self.lease.origin, self.why = "", "" if forked else "lease: begins anew"
-            self._on_reply(lost)
+            self._on_reply(())
             return
         if not self.lost:
             assert self._applier.memory is not None  # noqa: S101 - a pair was sent

@@ -9,6 +9,7 @@ order of the protocol: apply locally, then tell the cluster, acknowledge after (
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Literal, TypeVar
 from uuid import UUID, uuid4
 
@@ -190,6 +191,7 @@ class Revocations:
         self._server = 0.0  # the start of the one that was renewed against last
         self._putting_back: asyncio.Task[None] | None = None
         self._put_back_after = 0.0
+        self._owed: dict[str, Row] = {}  # rows to put back, by id, until they are written
 
     async def start(self) -> None:
         """Register (5a), read the first head, and renew from now on. Raises sessions.errors.Unavailable when
@@ -400,8 +402,9 @@ class Revocations:
         self._grant()
         if self._renewal.lease.start != self._server:
             self._served_by(self._renewal.lease.start)
-        if lost:
-            self._put_back(lost)
+        self._owed.update((row.id, row) for row in lost)
+        if self._owed and not self._renewal.why:
+            self._put_back()
 
     def _served_by(self, start: float) -> None:
         """Another server has taken over, or the same one was started again: it may have lost what it was told, and
@@ -422,17 +425,20 @@ class Revocations:
 
     # -- 4c: rows that a failover lost
 
-    def _put_back(self, lost: Sequence[Row]) -> None:
+    def _put_back(self) -> None:
         running = self._putting_back is not None and not self._putting_back.done()
         if running or self._clock.now() < self._put_back_after:
             return
         self._put_back_after = self._clock.now() + 1.0
-        self._putting_back = self._tasks.once("revocations: put back", self._write_lost(list(lost)))
+        self._putting_back = self._tasks.once("revocations: put back", self._write_lost())
 
-    async def _write_lost(self, lost: list[Row]) -> None:
-        log.critical("rows_put_back", count=len(lost))
-        for n in range(0, len(lost), 500):
-            await self._write_lost_page(lost[n : n + 500])
+    async def _write_lost(self) -> None:
+        log.critical("rows_put_back", count=len(self._owed))
+        while self._owed:
+            page = list(islice(self._owed.values(), 500))
+            await self._write_lost_page(page)
+            for row in page:
+                self._owed.pop(row.id, None)
 
     async def _write_lost_page(self, lost: list[Row]) -> None:
         written = Written()

@@ -2,16 +2,18 @@
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from config.database import connect
+from config.database import Connection, connect
 from config.errors import Restored
 from config.servers import Postgres
-from sessions import restoring
-from sessions.model import ERA
+from sessions import log, restoring
+from sessions.errors import Unavailable
+from sessions.model import ERA, Row
 from tests.revocation.cluster import Cluster, ending, until
 from tests.revocation.test_faults import _copy, off_loop, revoke_at_last
 
@@ -265,3 +267,29 @@ async def test_4d_an_older_timeline_is_served_from_by_nobody_who_knows_a_later_o
     await decided(own_database)
     await until(process.revocations.fresh, within=10)
     assert process.hub.connections == {}
+
+
+async def test_4d_what_was_remembered_was_lost_when_the_database_failed_as_the_process_began_anew(
+    own_database: Cluster, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await own_database.start()
+    await own_database.session("s1")
+    await backups.take()
+    await backups.promote()
+    await vouched_for(own_database)
+    await revoke_at_last(process, ending("s1"))
+    await backups.put_back(recovered=False)
+    await until(lambda: process.revocations.figures()["log_lost"] == 1, within=10)
+    put_back, failed = log.put_back, asyncio.Event()
+
+    async def away(connection: Connection, rows: Sequence[Row]) -> log.Written:
+        monkeypatch.setattr(log, "put_back", put_back)
+        failed.set()
+        raise Unavailable
+
+    monkeypatch.setattr(log, "put_back", away)
+    await decided(own_database)
+    async with asyncio.timeout(10):
+        await failed.wait()
+        while [(r["kind"], r["sid"]) for r in (await own_database.rows())[-2:]] != [(3, ""), (1, "s1")]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
