@@ -392,7 +392,7 @@ async def open_session(connection: Connection, settings: Settings, id: str) -> R
     session = new_session(
         subject, "token", position, settings.sessions, now=now, wall=walltime(), device=ACTOR, address=""
     )
-    await store.insert_login(connection, session, secret_hash=None, sealed_key=None, aal=1)
+    await store.insert_login(connection, session, secret_hash=None, sealed_key=None)
     target = f"session:{session.sid}"
     await audit.append(connection, "session.opened", actor=ACTOR, target=target, detail={"kind": "token"})
     return Reading(session, position, now)

@@ -40,10 +40,13 @@ class Claims(msgspec.Struct, frozen=True):
     exp: int
     jti: str
     kid: str
+    aal: int = 1
+    auth_time: int = 0
 
 
 class _Payload(msgspec.Struct):
-    """Every claim that we make, each required, each of one type."""
+    """Every claim that we make, each of one type, and required but for `aal` and `auth_time`: without them it is one
+    factor, shown who knows when."""
 
     iss: str
     aud: str
@@ -54,6 +57,8 @@ class _Payload(msgspec.Struct):
     jti: str
     roles: list[str]
     pos: str
+    aal: int = 1
+    auth_time: int = 0
 
 
 class UnknownKey(TokenInvalid):
@@ -118,6 +123,8 @@ class AccessTokens:
             exp,
             secrets.token_hex(16),
             key.kid,
+            session.aal,
+            int(session.auth_time),
         )
         payload = {
             "iss": self._issuer,
@@ -129,6 +136,8 @@ class AccessTokens:
             "jti": claims.jti,
             "roles": list(claims.roles),
             "pos": position,
+            "aal": claims.aal,
+            "auth_time": claims.auth_time,
         }
         token = jwt.encode(payload, key.private, key.algorithm, headers={"typ": TYPE, "kid": key.kid})
         self._remembered.keep(digest(token), claims)  # what we signed needs no verifying here
@@ -194,6 +203,8 @@ class AccessTokens:
                 payload.exp,
                 payload.jti,
                 kid,
+                payload.aal,
+                payload.auth_time,
             )
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise TokenInvalid(f"claims: {type(error).__name__}") from None

@@ -295,6 +295,8 @@ class Hub:
                 victims = home.sids.get(row.sid)
             case Kind.USER:
                 victims = [peer for peer in home.users.get(row.subject) if peer.born < row.bound]
+            case Kind.RIGHTS if row.sid:  # a session whose secret or assurance changed: its sockets stay
+                return 0
             case Kind.RIGHTS:
                 stale = [peer for peer in home.users.get(row.subject) if peer.position.seq < row.seq]
                 return self.close_all(stale, STATE_INVALIDATED)

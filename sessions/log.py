@@ -130,7 +130,8 @@ BATCH = 5_000
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """What a transaction wants the log to say; its place (seq, id, previous, bound) is given at commit.
 
-    SESSION takes `sid`; USER and RIGHTS take `subject`; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
+    SESSION takes `sid`; USER takes `subject`; RIGHTS takes either: the user's sockets go for fresh ones, those of a
+    session stay and only what was read of it is read again; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
     """
 
     kind: Kind

@@ -28,7 +28,7 @@ class Again(Enum):
     """Memory cannot judge: read the session again (with `read_current`), then judge what was read."""
 
     BELOW_FLOOR = "below floor"  # memory does not reach back to the position, or the position is on another chain
-    RIGHTS = "rights"  # the user's roles changed since the position: not over, but what was read of them is old
+    RIGHTS = "rights"  # the user or the session changed since the position: not over, but what was read is old
 
 
 Verdict = Ended | Again | None
@@ -119,7 +119,8 @@ class Memory:
         for row in self._naming(sid, user):
             if kills(row, sid, user, born):
                 return row.ended
-        if any(row.seq > position.seq for row in self._by[Kind.RIGHTS].get(user)):
+        rights = self._by[Kind.RIGHTS]
+        if any(row.seq > position.seq for name in (user, sid) for row in rights.get(name)):
             return Again.RIGHTS
         return None
 
@@ -301,7 +302,7 @@ _NAMES: Mapping[Kind, Callable[[Row], str]] = {
     Kind.SESSION: lambda row: row.sid,
     Kind.USER: lambda row: row.subject,
     Kind.EVERYONE: lambda row: "",
-    Kind.RIGHTS: lambda row: row.subject,
+    Kind.RIGHTS: lambda row: row.sid or row.subject,
     Kind.API_KEY: lambda row: row.api_key,
     Kind.ERA: lambda row: "",
 }

@@ -129,6 +129,8 @@ class Session(msgspec.Struct, frozen=True):
     device: str = ""
     address: str = ""
     ended: Ended | None = None
+    aal: int = 1  # 2: with a second factor (NIST SP 800-63B's levels)
+    auth_time: float = 0.0  # when its holder last showed a factor
 
     @property
     def idle_expires_at(self) -> float:
@@ -179,3 +181,4 @@ class Standing(msgspec.Struct, frozen=True):
     info: bytes = b""
     channels: tuple[str, ...] = ()
     meta: bytes = b""
+    aal: int = 1

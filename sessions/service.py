@@ -85,7 +85,16 @@ class Actor(msgspec.Struct, frozen=True):
 
 
 def new_session(
-    subject: Subject, kind: str, born: Position, policy: Policy, *, now: float, wall: float, device: str, address: str
+    subject: Subject,
+    kind: str,
+    born: Position,
+    policy: Policy,
+    *,
+    now: float,
+    wall: float,
+    device: str,
+    address: str,
+    aal: int = 1,
 ) -> Session:
     """A session that begins at `now` (the database's clock) and `born` (the head that its transaction read)."""
     return Session(
@@ -100,6 +109,8 @@ def new_session(
         idle=policy.idle,
         device=text(device),
         address=text(address),
+        aal=aal,
+        auth_time=now,
     )
 
 
@@ -219,7 +230,15 @@ class Sessions:
             now = self.now()
             replaced = await self._make_room(writing, subject, replaces, now)
             session = new_session(
-                user, kind, position, self._policy, now=now, wall=self._clock.wall(), device=device, address=address
+                user,
+                kind,
+                position,
+                self._policy,
+                now=now,
+                wall=self._clock.wall(),
+                device=device,
+                address=address,
+                aal=aal,
             )
             secret = ids.new_secret() if kind == "cookie" else ""
             key = refresh.new_key() if kind == "token" else b""
@@ -228,11 +247,21 @@ class Sessions:
                 session,
                 secret_hash=ids.secret_hash(secret),
                 sealed_key=self._sealer.seal(key, session.sid) if key else None,
-                aal=aal,
             )
             await self._audit_login(writing.connection, session, replaced)
         token = refresh.write(key, session.sid, refresh.FIRST) if key else ""
         return Opened(Reading(session, position, now), secret, token, tuple(replaced))
+
+    async def step_up(self, writing: Writing, sid: str, *, aal: int, cookie: bool) -> str:
+        """A factor was shown, in a transaction that holds the session (`require_live`). With `cookie` its secret is the
+        one that is returned from then on, and the one before is nobody's; sid and sockets stay.
+
+        The row of the log names the session, so that no process believes what it read before.
+        """
+        secret = ids.new_secret() if cookie else ""
+        await store.step_up(writing.connection, sid, secret_hash=ids.secret_hash(secret), aal=aal, now=self.now())
+        writing.append(Entry(kind=Kind.RIGHTS, sid=sid, reason="stepped_up"))
+        return secret
 
     async def _verified(self, connection: Connection, subject: str, credential_version: int) -> Subject:
         user = await store.subject(connection, subject, lock=True)
@@ -405,6 +434,7 @@ class Sessions:
                 "issuer": session.issuer,
                 "expires_at": session.expires_at,
                 "idle": session.idle,
+                "aal": session.aal,
                 **more,
             },
         )

@@ -107,7 +107,8 @@ _ENDED = ",".join(
 _EVERYONE = "LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true"
 
 _SESSION = f"""
-    s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address,
+    s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address, s.aal,
+    {_epoch("s.auth_time")} AS auth_time,
     {_epoch("s.created_at")} AS created_at, {_epoch("s.last_seen_at")} AS last_seen_at,
     {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS created_us,
     u.state = 'active' AS active, u.credential_version, u.roles, {_ENDED},
@@ -243,7 +244,7 @@ ORDER BY s.born DESC, s.created_at DESC, s.sid DESC OFFSET $3::bigint
 
 
 async def insert_login(
-    connection: Connection, session: Session, *, secret_hash: bytes | None, sealed_key: bytes | None, aal: int
+    connection: Connection, session: Session, *, secret_hash: bytes | None, sealed_key: bytes | None
 ) -> None:
     """A new session of our own; with a key for refresh tokens these start at generation 1."""
     await connection.execute(
@@ -260,7 +261,7 @@ async def insert_login(
         session.created_at,
         session.expires_at,
         session.idle,
-        aal,
+        session.aal,
     )
 
 
@@ -270,6 +271,24 @@ INSERT INTO sessions (sid, subject, kind, born, secret_hash, refresh_key, refres
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10), to_timestamp($10), to_timestamp($10),
         to_timestamp($11), $12, $13)
 """
+
+
+async def step_up(connection: Connection, sid: str, *, secret_hash: bytes | None, aal: int, now: float) -> None:
+    """A factor was shown in a session that the caller holds; with `secret_hash` its cookie has another secret."""
+    await connection.execute(_STEP_UP, sid, secret_hash, aal, now)
+
+
+_STEP_UP = """
+UPDATE sessions SET secret_hash = coalesce($2, secret_hash), aal = greatest(aal, $3), auth_time = to_timestamp($4)
+WHERE sid = $1
+"""
+
+
+async def step_down(connection: Connection, subject: str, *, now: float) -> None:
+    """The live sessions of a locked subject have one factor again."""
+    await connection.execute(
+        "UPDATE sessions SET aal = 1 WHERE sid = ANY($1)", await lock_live(connection, subject, now=now)
+    )
 
 
 async def owns(connection: Connection, subject: str, sid: str) -> bool:
@@ -398,7 +417,7 @@ async def meet(
 
 
 _COLUMNS = """sid, subject, issuer, kind, born, secret_hash, device, address, created_at, last_seen_at, expires_at,
-    idle_seconds, ended_at, ended_code, ended_reason, ended_message"""
+    idle_seconds, ended_at, ended_code, ended_reason, ended_message, aal, auth_time"""
 
 _MEET = f"""
 WITH input AS MATERIALIZED (
@@ -503,5 +522,7 @@ def _reading(record: Any) -> Reading:
         record["device"],
         record["address"],
         ended,
+        record["aal"],
+        record["auth_time"] or 0.0,
     )
     return Reading(session, Position(record["head"], record["era"].hex), record["now"])

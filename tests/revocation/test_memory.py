@@ -244,3 +244,10 @@ def test_4c_an_era_that_was_only_heard_of_was_put_back_as_a_row_and_everybody_fr
     m.remember(row(2 * ERA + 1, sid="a"), 1.0)
     assert [r.sid for r in m.lost(2.0)] == ["a"]
     assert [r.sid for r in m.rows()] == ["a"]
+
+
+def test_1b_a_session_that_changed_is_read_again_and_nobody_else_is() -> None:
+    m = memory(row(ERA + 1, kind=Kind.RIGHTS, sid="a"))
+    assert m.judge("a", "u", ERA, at(ERA)) is Again.RIGHTS
+    assert m.judge("a", "u", ERA, at(ERA + 1)) is None
+    assert m.judge("b", "u", ERA, at(ERA)) is None
