@@ -8,7 +8,7 @@ This module reads no tables and hashes no passwords: tokens, external issuers, A
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -68,7 +68,8 @@ class Connected(NamedTuple):
 
 
 class Identity:
-    """Judges credentials. `idle` is `sessions.idle`: how long a session lives that a token was seen of.
+    """Judges credentials. `idle` is `sessions.idle`: how long a session lives that a token was seen of;
+    `second_factor_roles` is `auth.second_factor_roles`.
 
     The caller of `connect` and `try_connect` runs revocation.md 9b itself, in the block that goes live: what comes back
     was good when it was judged, and an await may lie between.
@@ -84,9 +85,11 @@ class Identity:
         external: ExternalTokens,
         api_keys: ApiKeys,
         idle: float,
+        second_factor_roles: Iterable[str] = (),
     ) -> None:
         self._sessions, self._revocations, self._idle = sessions, revocations, idle
         self._keys, self._tokens, self._external, self._api_keys = keys, tokens, external, api_keys
+        self._second_factor_roles = frozenset(second_factor_roles)
         # Sessions that had to be read because their token's position was too old, or its roles were.
         self._readings: Remembered[str, Reading] = Remembered()
 
@@ -111,7 +114,10 @@ class Identity:
         if not standing.user:
             raise TokenInvalid("an anonymous token over HTTP")
         self._sessions.seen(standing.sid, standing.idle or self._idle)
-        return Caller("bearer", standing.user, standing.sid, frozenset(standing.roles))
+        roles = frozenset(standing.roles)
+        return Caller(
+            "bearer", standing.user, standing.sid, roles, lacks_factor=self._lacks_factor(roles, standing.aal)
+        )
 
     async def _cookie(self, request: web.Request) -> Caller | None:
         reading = await cookies.reading(request)
@@ -120,7 +126,13 @@ class Identity:
         reading = request[READING] = await self._sessions.admit(reading)
         session = reading.session
         self._sessions.seen(session.sid, session.idle)
-        return Caller("cookie", session.subject.id, session.sid, frozenset(session.subject.roles))
+        roles = frozenset(session.subject.roles)
+        return Caller(
+            "cookie", session.subject.id, session.sid, roles, lacks_factor=self._lacks_factor(roles, session.aal)
+        )
+
+    def _lacks_factor(self, roles: frozenset[str], aal: int) -> bool:
+        return aal < 2 and not roles.isdisjoint(self._second_factor_roles)
 
     # -- live connections
 
@@ -309,6 +321,7 @@ def _standing(claims: Claims, idle: float) -> Standing:
         roles=claims.roles,
         idle=idle,
         token_expires_at=float(claims.exp),
+        aal=claims.aal,
     )
 
 

@@ -17,6 +17,7 @@ from auth.letters import Order, Token
 from auth.passwords import Passwords
 from auth.service import Client, end_logins, guest_of, take_over
 from auth.throttle import Throttle
+from auth.totp import Freshness
 from auth.users import Account
 from config.database import Connection, Pool
 from config.http import Problem, address_prefix, invalid
@@ -62,12 +63,13 @@ class Mailboxes:
         revocations: Revocations,
         passwords: Passwords,
         throttle: Throttle,
+        freshness: Freshness,
         jobs: Jobs,
         settings: Auth,
         mail: Mail,
     ) -> None:
         self._pool, self._revocations, self._passwords, self._throttle = pool, revocations, passwords, throttle
-        self._jobs, self._settings, self._mail = jobs, settings, mail
+        self._freshness, self._jobs, self._settings, self._mail = freshness, jobs, settings, mail
         jobs.add(JOB, Kind(self._answer))
         jobs.add("mailbox.tidy", Kind(self._tidy, every=TIDIED_EVERY))
 
@@ -235,7 +237,7 @@ class Mailboxes:
         """Letters to the old and the new address; the change is done when both are answered. An address that has an
         account gets a letter that says so, and nothing else happens.
 
-        Problems: invalid_credentials, invalid, forbidden, too_many_attempts, busy, session_ended.
+        Problems: invalid_credentials, step_up_required, invalid, forbidden, too_many_attempts, busy, session_ended.
         """
         self._require_mail()
         if not users.is_email(email):
@@ -245,6 +247,7 @@ class Mailboxes:
             account = await users.by_id(self._pool, id)
         if account is None:
             raise Problem("forbidden", "this account's address is kept elsewhere")
+        await self._freshness.require(id, sid)
         await self._throttle.some("letters of", id, LETTERS_PER_HOUR)
         async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
             verdict = await self._passwords.check(account.password_hash, normal)

@@ -98,7 +98,7 @@ class MailboxRoutes:
                 result=Nothing,
                 status=202,
                 access="session",
-                errors=("invalid_credentials", "too_many_attempts", "busy"),
+                errors=("invalid_credentials", "step_up_required", "too_many_attempts", "busy"),
                 headers=("Accept-Language",),
                 tag="accounts",
             ),

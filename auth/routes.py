@@ -13,8 +13,11 @@ from aiohttp import web
 
 from auth import letters, users
 from auth.api_keys import ApiKeys
+from auth.challenges import Challenges
 from auth.devices import KNOWN_FOR, DeviceCookies
 from auth.external import ExternalTokens
+from auth.factor_routes import Code, FactorRoutes
+from auth.factors import Factors
 from auth.identity import READING, Identity
 from auth.keys import Keys, key_sealer
 from auth.mailbox import Mailboxes
@@ -23,6 +26,7 @@ from auth.passwords import Passwords
 from auth.service import Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
+from auth.totp import Codes, Freshness
 from auth.users import User
 from config.clock import Clock
 from config.database import Pool
@@ -81,6 +85,14 @@ class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     email: Text
     password: Text
+    mode: Mode = "cookie"
+
+
+class FinishLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`challenge` of `second_factor_required`; `code` of the app, or a recovery code. `mode` as in a login."""
+
+    challenge: Text
+    code: Code
     mode: Mode = "cookie"
 
 
@@ -229,7 +241,31 @@ class AccountRoutes:
                 "A new session",
                 body=LogIn,
                 result=LoggedInView,
-                errors=("cross_site", "forbidden", "invalid_credentials", "too_many_attempts", "busy"),
+                errors=(
+                    "cross_site",
+                    "forbidden",
+                    "invalid_credentials",
+                    "second_factor_required",
+                    "too_many_attempts",
+                    "busy",
+                ),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/login/factor",
+                self.finish_login,
+                "A new session: the code that second_factor_required asked for",
+                body=FinishLogIn,
+                result=LoggedInView,
+                errors=(
+                    "cross_site",
+                    "forbidden",
+                    "unauthenticated",
+                    "invalid_credentials",
+                    "too_many_attempts",
+                    "busy",
+                ),
                 tag="accounts",
             ),
             Route(
@@ -260,7 +296,7 @@ class AccountRoutes:
                 "A new password; my other sessions end",
                 body=ChangePassword,
                 access="session",
-                errors=("invalid_credentials", "too_many_attempts", "busy"),
+                errors=("invalid_credentials", "step_up_required", "too_many_attempts", "busy"),
                 tag="accounts",
             ),
             Route(
@@ -312,12 +348,22 @@ class AccountRoutes:
 
     async def log_in(self, call: Call[LogIn, Nothing]) -> LoggedInView:
         body = call.body
-        client = await self._client(call, body.mode)
-        if body.mode == "token":
-            with contextlib.suppress(Problem):  # whoever logs in needs no other credential, good or bad
-                client = client._replace(held=await _bearer(call.request))
+        client = await self._who_logs_in(call, body.mode)
         done = await self._people.log_in(body.email, body.password, body.mode, client)
         return await self._logged_in(call, done)
+
+    async def finish_login(self, call: Call[FinishLogIn, Nothing]) -> LoggedInView:
+        body = call.body
+        client = await self._who_logs_in(call, body.mode)
+        done = await self._people.finish_login(body.challenge, body.code, body.mode, client)
+        return await self._logged_in(call, done)
+
+    async def _who_logs_in(self, call: Call[Any, Any], mode: Mode) -> Client:
+        client = await self._client(call, mode)
+        if mode == "token":
+            with contextlib.suppress(Problem):  # whoever logs in needs no other credential, good or bad
+                client = client._replace(held=await _bearer(call.request))
+        return client
 
     async def let_in(self, call: Call[Guest, Nothing]) -> LoggedInView:
         client = await self._client(call, call.body.mode)
@@ -479,9 +525,23 @@ class Accounts:
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
         previous = [key.get_secret_value().encode() for key in settings.sessions.previous_secret_keys]
         devices = DeviceCookies(secret.encode(), previous, now=now)
+        mail = settings.mail
+        codes, freshness = Codes(settings.sessions, product=mail.product), Freshness(pool, settings.auth, now=now)
         self.people = Users(
-            pool, revocations, sessions, self.passwords, throttle, devices, settings.auth, settings.mail
+            pool,
+            revocations,
+            sessions,
+            self.passwords,
+            throttle,
+            devices,
+            Challenges(settings.sessions, now=now),
+            codes,
+            freshness,
+            settings.auth,
+            mail,
         )
+        factors = Factors(pool, revocations, sessions, self.passwords, throttle, codes, freshness, mail)
+        self._factors = FactorRoutes(factors, self.tokens)
         self.identity = Identity(
             sessions,
             revocations,
@@ -490,6 +550,7 @@ class Accounts:
             external=self.external,
             api_keys=self.api_keys,
             idle=settings.sessions.idle,
+            second_factor_roles=settings.auth.second_factor_roles,
         )
         self.jobs = Jobs(pool, node=revocations.node)
         self._jobs = JobRoutes(pool, self.jobs)
@@ -497,10 +558,9 @@ class Accounts:
         sealed_by = sealer(settings.sessions)
         self.webhooks = Webhooks(pool, self.jobs, sealed_by, settings.webhooks, clock=clock)
         self._webhooks = WebhookRoutes(pool, self.jobs, self.webhooks, sealed_by)
-        mail = settings.mail
         if mail.on:
             self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
-        mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, self.jobs, settings.auth, mail)
+        mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, freshness, self.jobs, settings.auth, mail)
         self._mailboxes = MailboxRoutes(mailboxes)
         self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, settings)
         self.cookies = CookieStorage(sessions, secure=secure)
@@ -523,6 +583,7 @@ class Accounts:
 
     def mount(self, app: web.Application) -> None:
         """Serve what is about accounts, sessions and revocations."""
+        mount(app, self._factors.routes())
         for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs, self._webhooks):
             mount(app, room.routes())
 

@@ -13,9 +13,11 @@ import structlog
 
 from auth import letters, users
 from auth import passwords as policy
+from auth.challenges import TRIES, ChallengeOver, Challenges
 from auth.devices import DeviceCookies
 from auth.passwords import Passwords
 from auth.throttle import Throttle
+from auth.totp import Codes, Freshness
 from auth.users import Account, User
 from config.database import Connection, Pool
 from config.http import Problem, address_prefix, invalid
@@ -89,11 +91,15 @@ class Users:
         passwords: Passwords,
         throttle: Throttle,
         devices: DeviceCookies,
+        challenges: Challenges,
+        codes: Codes,
+        freshness: Freshness,
         settings: Auth,
         mail: Mail,
     ) -> None:
         self._pool, self._revocations, self._sessions, self._mail = pool, revocations, sessions, mail
         self._passwords, self._throttle, self._devices, self._settings = passwords, throttle, devices, settings
+        self._challenges, self._codes, self._freshness = challenges, codes, freshness
         self._failures: dict[str, int] = {}
         self._tasks = Tasks()
 
@@ -166,7 +172,8 @@ class Users:
         """A new session for whoever knows the password.
 
         Unknown, wrong, damaged and disabled are one answer and one hash: `invalid_credentials`; so is a password that
-        was guessed at too often (`users.TOO_MANY_FAILURES`), but from where its owner has logged in before. Other
+        was guessed at too often (`users.TOO_MANY_FAILURES`), but from where its owner has logged in before. Where there
+        is a second factor a right password gives `second_factor_required` with a challenge, and no session. Other
         problems: invalid (no text that could be a password), too_many_attempts, busy.
         """
         self._require_local()
@@ -182,32 +189,75 @@ class Users:
             if account is None or not (verdict.right and _admits(account.user, known=attempt.known)):
                 self._count_failure(account)
                 raise Problem("invalid_credentials")
-            await attempt.succeeded()
             rehash = await self._fresh(normal) if verdict.old else None
-            with translated():
-                guest = await guest_of(self._pool, client)
-            if guest is not None:  # who was nobody is this user now
-                client = client._replace(replaces=guest.sid)
+            if account.second_factor:
+                if rehash is not None:
+                    with translated():
+                        await users.rehash(self._pool, account.user.id, account.password_hash, rehash)
+                challenge = self._challenges.make(account.user.id, account.credential_version, client.address)
+                raise Problem("second_factor_required", challenge=challenge)
+            await attempt.succeeded()
             return await self._enter(account, rehash, mode, client, known=attempt.known)
 
+    async def finish_login(self, challenge: str, code: str, mode: Mode, client: Client) -> LoggedIn:
+        """The second half of `log_in`: a code of the second factor, of either kind, to a challenge.
+
+        Problems: unauthenticated (the challenge is over: too old, from elsewhere, tried too often, or the password or
+        the factor is another by now), invalid_credentials, too_many_attempts.
+        """
+        self._require_local()
+        asked = self._challenges.read(challenge, client.address)
+        with translated():
+            account = await users.by_id(self._pool, asked.user)
+        if account is None or account.credential_version != asked.version or not account.second_factor:
+            raise ChallengeOver
+        device = self._devices.recognise(account.email_key, client.known_by)
+        async with self._throttle.attempt(client.address, account.email_key, device=device) as attempt:
+            if not await self._throttle.permits("challenge", asked.id, TRIES):
+                raise ChallengeOver
+            try:
+                if not _admits(account.user, known=attempt.known):
+                    raise Problem("invalid_credentials")
+                done = await self._enter(account, None, mode, client, known=attempt.known, code=code)
+            except Problem as problem:
+                if problem.code == "invalid_credentials":
+                    self._count_failure(account)
+                raise
+            await attempt.succeeded()
+            return done
+
     async def _enter(
-        self, account: Account, rehash: str | None, mode: Mode, client: Client, *, known: bool
+        self, account: Account, rehash: str | None, mode: Mode, client: Client, *, known: bool, code: str = ""
     ) -> LoggedIn:
-        user = account.user
-        self._failures.pop(user.id, None)
+        """Every factor was shown but `code`, which is taken with the login or not at all."""
+        user, aal = account.user, 1
         try:
             with translated():
+                guest = await guest_of(self._pool, client)
+                if guest is not None:  # who was nobody is this user now
+                    client = client._replace(replaces=guest.sid)
                 async with self._revocations.writing(actor=f"user:{user.id}") as writing:
-                    opened = await self._open(writing, user.id, account.credential_version, mode, client)
+                    if code:
+                        await self._spend(writing.connection, user.id, code)
+                        aal = 2
+                    opened = await self._open(writing, user.id, account.credential_version, mode, client, aal=aal)
                     await users.logged_in(writing.connection, user.id, rehash)
                     if not known and user.last_login_at is not None:
                         device = {"device": device_name(client.device), "address": address_prefix(client.address)}
                         await self._tell(writing.connection, "new_device", user, client, device)
         except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
             raise Problem("invalid_credentials") from None
+        self._failures.pop(user.id, None)
         return LoggedIn(user, opened, self._devices.make(account.email_key))
 
-    async def _open(self, writing: Writing, id: str, version: int, mode: Mode, client: Client) -> Opened:
+    async def _spend(self, connection: Connection, id: str, code: str) -> None:
+        await store.subject(connection, id, lock=True)
+        if await self._codes.spend(connection, id, code, self._revocations.database_now()) is None:
+            raise Problem("invalid_credentials", "this code is not good")
+
+    async def _open(
+        self, writing: Writing, id: str, version: int, mode: Mode, client: Client, *, aal: int = 1
+    ) -> Opened:
         return await self._sessions.open(
             writing,
             id,
@@ -215,6 +265,7 @@ class Users:
             kind=mode,
             device=client.device,
             address=client.address,
+            aal=aal,
             replaces=client.replaces,
         )
 
@@ -234,13 +285,15 @@ class Users:
     async def change_password(self, id: str, sid: str, current: str, new: str, client: Client) -> None:
         """Another password; every other session of the user ends with it, this one stays.
 
-        Problems: invalid_credentials (the current one is wrong; counted like a login), invalid, session_ended.
+        Problems: invalid_credentials (the current one is wrong; counted like a login), step_up_required, invalid,
+        session_ended.
         """
         old = policy.bounded("current_password", current)
         with translated():
             account = await users.by_id(self._pool, id)
         if account is None:
             raise Problem("forbidden", "this account's password is kept elsewhere")
+        await self._freshness.require(id, sid)
         context = (account.user.email, account.user.display_name)
         normal = policy.acceptable("new_password", new, self._passwords.min_length, context)
         async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:

@@ -52,8 +52,10 @@ SHARED = Limits()
 LOCAL = Limits(address_burst=20, address_interval=15.0, account_burst=10, account_interval=360.0, free=3)
 LOCAL_ENTRIES = 10_000
 WAITERS = 256
-UNCHECKED = frozenset({"busy", "frozen", "unavailable"})
-"""Problems with which an attempt ends before its password was checked; a check that found it wrong has another."""
+UNCHECKED = frozenset({"busy", "frozen", "unavailable", "second_factor_required"})
+"""Problems with which an attempt ends undecided: before its password was checked, or with a right one that is only half
+of what is asked. That gives back what the attempt took, and forgives no failure: else who knows the password could go
+on guessing codes for ever. A check that found it wrong has another problem."""
 RETRY_REDIS = 1.0  # s for which Redis is left alone after it failed
 
 

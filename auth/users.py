@@ -50,6 +50,7 @@ class Account(NamedTuple):
     email_key: str
     password_hash: str | None
     credential_version: int
+    second_factor: bool = False
 
 
 def new_id() -> str:
@@ -100,7 +101,13 @@ def _user(record: Any) -> User:
 def _account(record: Any) -> Account | None:
     if record is None:
         return None
-    return Account(_user(record), record["email_key"], record["password_hash"], record["credential_version"])
+    return Account(
+        _user(record),
+        record["email_key"],
+        record["password_hash"],
+        record["credential_version"],
+        record["second_factor"],
+    )
 
 
 async def by_email(connection: Executor, key: str) -> Account | None:
@@ -114,8 +121,8 @@ async def by_id(connection: Executor, id: str) -> Account | None:
 
 
 _ACCOUNT = f"""
-select {_USER}, u.email_key, u.password_hash, s.credential_version
-from users u join subjects s on s.id = u.id
+select {_USER}, u.email_key, u.password_hash, s.credential_version, t.confirmed_at is not null as second_factor
+from users u join subjects s on s.id = u.id left join totp t on t.subject = u.id
 """  # noqa: S608 - constants of this module
 
 
@@ -155,6 +162,11 @@ update users set failures = case when failures < $3 then 0 else failures end, la
     password_hash = coalesce($2, password_hash)
 where id = $1
 """
+
+
+async def rehash(connection: Executor, id: str, old: str | None, new: str) -> None:
+    """The same password in another form, unless it was changed meanwhile."""
+    await connection.execute("update users set password_hash = $3 where id = $1 and password_hash = $2", id, old, new)
 
 
 async def set_password(connection: Connection, id: str, password_hash: str) -> None:

@@ -49,6 +49,8 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "invalid_credentials": (401, "E-mail or password is wrong"),
     "token_expired": (401, "The token has expired"),
     "session_ended": (401, "The session has ended"),
+    "second_factor_required": (401, "A second factor is needed"),
+    "step_up_required": (401, "Show a factor again first"),
     "forbidden": (403, "Not allowed"),
     "cross_site": (403, "A request with a cookie must come from this site"),
     "not_found": (404, "There is no such thing"),
@@ -88,6 +90,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     errors: tuple[FieldError, ...] = ()
     reason: str = ""
     retry_after: int = 0
+    challenge: str = ""
 
 
 class ApiError(Exception):
@@ -95,7 +98,8 @@ class ApiError(Exception):
 
 
 class Problem(ApiError):
-    """A refusal with a stable code. `retry_after` (s) is filled in for 429 and 503."""
+    """A refusal with a stable code. `retry_after` (s) is filled in for 429 and 503; `challenge` is what a login goes on
+    with; `status` is another one than the code's own."""
 
     def __init__(
         self,
@@ -105,15 +109,18 @@ class Problem(ApiError):
         errors: Iterable[FieldError] = (),
         reason: str = "",
         retry_after: int = 0,
+        challenge: str = "",
+        status: int = 0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(code, detail)
-        status, title = PROBLEMS[code]
+        own, title = PROBLEMS[code]
+        status = status or own
         if status in (429, 503):
             retry_after = max(1, retry_after)
         self.headers = dict(headers or {})
         self.details = ProblemDetails(
-            f"urn:wardgate:problem:{code}", title, status, code, detail, tuple(errors), reason, retry_after
+            f"urn:wardgate:problem:{code}", title, status, code, detail, tuple(errors), reason, retry_after, challenge
         )
 
     @property
@@ -143,7 +150,8 @@ def invalid(name: str, message: str) -> Problem:
 class Caller:
     """Who calls: a person's session or an API key.
 
-    `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke.
+    `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `lacks_factor`: a
+    role wants a second factor, and this session has not seen one.
     """
 
     via: Literal["bearer", "cookie", "api_key"]
@@ -151,6 +159,7 @@ class Caller:
     sid: str | None = None
     roles: frozenset[str] = frozenset()
     scopes: frozenset[str] = frozenset()
+    lacks_factor: bool = False
 
     @property
     def name(self) -> str:
@@ -363,6 +372,8 @@ async def _admit(route: Route, request: web.Request) -> Caller | None:
         raise Problem("forbidden", "this route takes a session, not an API key")
     if route.access == "admin" and not caller.may(route.scope):
         raise Problem("forbidden", f"needs an admin, or an API key with the scope {route.scope}")
+    if route.access == "admin" and caller.lacks_factor:
+        raise Problem("second_factor_required", "your role needs one: turn it on, and log in with it", status=403)
     return caller
 
 

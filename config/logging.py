@@ -20,7 +20,8 @@ from config.settings import Log
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "none": 100}
 
 _SECRET_KEY = re.compile(
-    r"password|passwd|secret|token|cookie|authorization|api[_-]?key|pepper|private[_-]?key|credential", re.IGNORECASE
+    r"password|passwd|secret|token|cookie|authorization|api[_-]?key|pepper|private[_-]?key|credential|challenge|recovery",
+    re.IGNORECASE,
 )
 _SECRET_TEXT = (
     (re.compile(r"eyJ[\w-]{5,}\.[\w-]*\.[\w-]*"), "[token]"),

@@ -138,6 +138,8 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": schema_of[ProblemDetails]}}
     for code in problem_codes(route):
         status, title = PROBLEMS[code]
+        if code == "second_factor_required" and route.access == "admin":
+            status = 403  # of the role, not of this login
         known = responses.setdefault(str(status), {"description": "", "content": problem})
         known["description"] = "; ".join(filter(None, [known["description"], f"`{code}`: {title}"]))
     return responses
@@ -154,6 +156,8 @@ def problem_codes(route: Route) -> list[str]:
         codes.add("invalid")
     if route.needs_current:
         codes.add("frozen")
+    if route.access == "admin":
+        codes.add("second_factor_required")
     if route.access != "public":
         codes |= {"unauthenticated", "token_expired", "session_ended", "forbidden"}
         if route.method not in ("GET", "HEAD"):

@@ -292,6 +292,8 @@ class Auth(Section):
     previous_peppers: list[Secret] = []
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
     register_per_address_per_hour: Count = 20
+    fresh_for: Seconds = 900.0
+    second_factor_roles: list[str] = []
     guests: bool = False
     guests_per_address_per_hour: Count = 60
 

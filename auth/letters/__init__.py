@@ -35,6 +35,8 @@ Name = Literal[
     "email_changed",
     "password_changed",
     "new_device",
+    "second_factor_on",
+    "second_factor_off",
     "token_reuse",
 ]
 FOLDER = Path(__file__).parent

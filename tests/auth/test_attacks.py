@@ -272,6 +272,7 @@ async def test_sec_12_no_route_takes_a_password_unlimited(
         "/auth/login": {"email": "alice@example.org", "password": wrong, "mode": "token"},
         "/auth/password": {"current_password": wrong, "new_password": "another correct horse"},
         "/auth/email": {"current_password": wrong, "new_email": "b@example.org"},
+        "/auth/step-up": {"password": wrong},
     }
     mail = {"mail.folder": str(tmp_path), "mail.change_email_link": "https://example.org/#{token}"}
     async with build(with_values(settings, mail), pool, revocations, sessions, pipe) as house:

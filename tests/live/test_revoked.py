@@ -230,6 +230,17 @@ async def test_changed_rights_close_with_3014_and_a_new_connect_has_them(worker:
     await b.close()
 
 
+async def test_sec_13_a_session_whose_secret_changed_keeps_its_sockets(worker: Worker) -> None:
+    person = await worker.person()
+    a = await by_access_token(worker, person["access_token"])
+    await worker.app.revocations.revoke(Entry(kind=Kind.RIGHTS, sid=person["session"]["sid"]))
+    b = await by_access_token(worker, person["access_token"])  # made before the change: the session is read again
+    assert worker.hub.connections == 2
+    assert "subscribe" in await a.ask(subscribe={"channel": "chat:x"})
+    await a.close()
+    await b.close()
+
+
 async def test_8c_everyone_but_one(worker: Worker) -> None:
     people = [await worker.person() for _ in range(4)]
     socks = [await by_access_token(worker, person["access_token"]) for person in people]

@@ -16,6 +16,9 @@ GET /admin/revocations/{id} /health /ready /metrics /openapi.json
 DELETE /auth/sessions /auth/sessions/{sid}
 PATCH /admin/users/{id}
 POST /auth/guest /auth/verify-email /auth/verify-email/resend /auth/password/forgot /auth/password/reset
+POST /auth/login/factor /auth/step-up /auth/totp /auth/totp/confirm
+GET /auth/factors
+DELETE /auth/totp
 POST /auth/email /auth/email/confirm /admin/webhooks /admin/webhooks/{id}/test /admin/jobs/{id}/retry
 GET /admin/jobs /admin/webhooks
 POST /api/publish /api/broadcast /api/subscribe /api/unsubscribe /api/disconnect /api/refresh /api/presence
