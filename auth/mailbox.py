@@ -359,10 +359,13 @@ SELECT id, email, display_name FROM registrations
 WHERE email_key = $1 AND ($2::uuid IS NULL OR id = $2) AND created_at > clock_timestamp() - make_interval(secs => $3)
 ORDER BY created_at DESC LIMIT 1
 """
+# Locked in order: of two links for one address that are opened at once, one waits for the other.
 _TAKE = """
-WITH taken AS (DELETE FROM registrations WHERE id = $1 RETURNING *),
-others AS (DELETE FROM registrations r USING taken t WHERE r.email_key = t.email_key AND r.id <> t.id)
-SELECT * FROM taken
+WITH waiting AS (
+    SELECT id FROM registrations WHERE email_key = (SELECT email_key FROM registrations WHERE id = $1)
+    ORDER BY id FOR UPDATE
+), taken AS (DELETE FROM registrations r USING waiting w WHERE r.id = w.id RETURNING r.*)
+SELECT * FROM taken WHERE id = $1
 """
 _TIDY_REGISTRATIONS = "DELETE FROM registrations WHERE created_at < clock_timestamp() - make_interval(secs => $1)"
 _CHANGE = """

@@ -203,9 +203,11 @@ async def add_failures(connection: Connection, counts: Mapping[str, int]) -> lis
     return [r["id"] for r in records if r["failures"] - r["count"] < TOO_MANY_FAILURES <= r["failures"]]
 
 
+# Locked in order: two processes that count failures of the same accounts would else wait for each other.
 _ADD_FAILURES = """
+with locked as (select id from users where id = any($1::text[]) order by id for update)
 update users u set failures = u.failures + i.count, last_failure_at = clock_timestamp()
-from unnest($1::text[], $2::int[]) as i (id, count) where u.id = i.id
+from unnest($1::text[], $2::int[]) as i (id, count) join locked using (id) where u.id = i.id
 returning u.id, u.failures, i.count
 """
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from auth import users
 from config.http import Problem
 from config.settings import Settings, with_values
+from sessions import store
 from sessions.model import Kind
 from sessions.revocations import Entry
 from tests.auth.conftest import ORIGIN, PASSWORD, Answer, House, build, secret_of
@@ -478,6 +480,24 @@ async def test_f12_without_postgresql_a_login_says_so_and_is_not_held_against_an
         await house.accounts.people.flush()
     await house.accounts.people.flush()
     assert await house.pool.fetchval("select failures from users") == 1
+
+
+async def test_two_processes_that_counted_failures_of_the_same_accounts_waited_for_each_other(pool: Any) -> None:
+    """Each locks in the order of ids, so who waits for the first holds nothing of the second."""
+    first, second = "u_" + "a" * 26, "u_" + "b" * 26
+    async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
+        for id in (second, first):
+            await store.create_subject(one, id)
+            await users.insert(one, id, f"{id}@example.org", "", "")
+        async with one.transaction():
+            await one.execute("select from users where id = $1 for update", first)
+            counting = asyncio.create_task(users.add_failures(two, {second: 1, first: 1}))
+            waits = "select exists (select from pg_locks where pid = $1 and not granted)"
+            async with asyncio.timeout(2):
+                while not await three.fetchval(waits, two.get_server_pid()):
+                    pass
+            await one.execute("select from users where id = $1 for update nowait", second)
+        await counting
 
 
 async def test_f12_after_an_outage_whoever_had_kept_trying_was_locked_out(

@@ -398,3 +398,22 @@ async def test_what_was_never_confirmed_is_forgotten(person: Person) -> None:
     async with asyncio.timeout(5):
         while await pool.fetchval("SELECT EXISTS (TABLE registrations) OR EXISTS (TABLE one_time_tokens)"):
             pass
+
+
+async def test_two_links_for_one_address_that_were_opened_at_once_waited_for_each_other(pool: asyncpg.Pool) -> None:
+    first, second = "0" * 31 + "1", "0" * 31 + "2"
+    async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
+        for id in (second, first):
+            await one.execute(mailbox._REGISTER, id, ADA, ADA, "", "", None)
+        async with one.transaction():
+            await one.execute("SELECT FROM registrations WHERE id = $1 FOR UPDATE", first)
+            taking = asyncio.create_task(two.fetchrow(mailbox._TAKE, second))
+            waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)"
+            async with asyncio.timeout(2):
+                while not await three.fetchval(waits, two.get_server_pid()):
+                    pass
+            await one.execute("SELECT FROM registrations WHERE id = $1 FOR UPDATE NOWAIT", second)
+        taken = await taking
+        assert taken is not None
+        assert taken["id"].hex == second
+        assert not await one.fetchval("SELECT count(*) FROM registrations")
