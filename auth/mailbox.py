@@ -29,7 +29,7 @@ from sessions.revocations import Revocations
 from sessions.transactions import transaction
 
 JOB = "mailbox"
-VERIFY_FOR, RESET_FOR, CHANGE_FOR = 24 * 3600.0, 3600.0, 24 * 3600.0
+VERIFY_FOR, RESET_FOR, CHANGE_FOR = 24 * 3600.0, 2 * 3600.0, 24 * 3600.0
 """How long a link is good, in seconds."""
 
 LETTERS_PER_HOUR = 5

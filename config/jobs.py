@@ -332,7 +332,7 @@ UPDATE jobs SET run_at = clock_timestamp(), attempts = 0, dead_at = NULL, claime
 RETURNING {_COLUMNS}
 """  # noqa: S608 - no value is put into the text
 
-_DROP = f"DELETE FROM jobs WHERE id = $1 RETURNING {_COLUMNS}"  # noqa: S608 - no value is put into the text
+_DROP = f"DELETE FROM jobs WHERE id = $1 AND key IS NULL RETURNING {_COLUMNS}"  # noqa: S608 - no value is put into the text
 
 
 def read_cursor(text: str) -> Cursor | None:
@@ -367,7 +367,7 @@ async def again(connection: Connection, id: str) -> Found | None:
 
 
 async def drop(connection: Connection, id: str) -> Found | None:
-    """Delete it; None when there is no such job."""
+    """Delete it; None when there is no such job. Periodic ones stay: there is always one of each."""
     record = await connection.fetchrow(_DROP, id)
     return None if record is None else _found(record)
 

@@ -219,6 +219,7 @@ async def the_backend(story: Story, user: str) -> None:
             REDIS_URL=info["redis_url"],
             WARDGATE_SESSIONS_SECRET_KEY=secrets.token_hex(24),
             WARDGATE_AUTH_PEPPER=secrets.token_hex(24),
+            WARDGATE_AUTH_VERIFY_EMAIL="false",
         )
     )
     story.secret("made API key", made["key"])
