@@ -318,6 +318,8 @@ class _Walk:
     async def _others(self) -> None:
         """Rows that came in by another way."""
         await self._connection.execute("ANALYZE sealed_rows")
+        # Where the planner believes that the audit is small it would compare each row with each.
+        await self._connection.execute("SET LOCAL enable_nestloop = off")
         record = await self._connection.fetchrow(_STRAY, self.anchor.cut, timeout=3600)
         if record is not None:
             place = Member(record["at_us"], record["id"], b"", b"")

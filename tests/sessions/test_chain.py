@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncpg
 import pytest
@@ -61,6 +62,28 @@ async def test_64_what_nobody_touched_is_whole(connection: Connection, sealed: N
     assert verdict == chain.Verdict("", batches=3, rows=9, blanked=0, unsealed=1, begins=1, head=verdict.head)
     assert await chain.seal(connection, sealer()) == 1
     assert (await chain.verify(connection, sealer())).rows == 10
+
+
+async def test_verifying_compared_each_row_with_each(connection: Connection) -> None:
+    """Where PostgreSQL had not counted the audit's rows yet."""
+    await connection.execute(
+        "INSERT INTO audit (actor, action) SELECT 'user:' || n, 'x' FROM generate_series(1, 10000) AS n", timeout=60
+    )
+    while await chain.seal(connection, sealer()):
+        pass
+    seen: list[str] = []
+    fetchrow: Any = connection.fetchrow
+
+    async def explained(query: str, *values: object, **options: object) -> object:
+        if query == chain._STRAY:
+            seen.extend(r[0] for r in await connection.fetch(f"EXPLAIN {query}", *values))
+        return await fetchrow(query, *values, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(connection), "fetchrow", staticmethod(explained))
+        assert (await chain.verify(connection, sealer())).rows == 10000
+    assert seen
+    assert not [line for line in seen if "Nested Loop" in line]
 
 
 async def test_an_empty_audit_is_whole(connection: Connection) -> None:
