@@ -383,7 +383,7 @@ async def test_sec_18_a_dump_of_the_database_forges_no_code(
     )
     assert (await me.step_up({"code": me.phone.code()})).code == "invalid_credentials"
     # nor does it under another secret
-    other = with_values(settings, {"sessions.secret_key": "another-secret-key-0123456789abcdef01234"})
+    other = with_values(settings, {"sessions.secret_key": "not the one" * 4})
     codes = Codes(other.sessions, product="x")
     async with pool.acquire() as connection, connection.transaction():
         assert await codes.spend(connection, me.id, me.recovery[0], db_clock.now()) is None
