@@ -553,11 +553,11 @@ class Accounts:
             second_factor_roles=settings.auth.second_factor_roles,
         )
         self.jobs = Jobs(pool, node=revocations.node)
-        self._jobs = JobRoutes(pool, self.jobs)
+        self._jobs = JobRoutes(pool, self.jobs, revocations)
         self._chain = chain.Chain(pool, self.jobs, chain.sealer(settings.sessions))
         sealed_by = sealer(settings.sessions)
         self.webhooks = Webhooks(pool, self.jobs, sealed_by, settings.webhooks, clock=clock)
-        self._webhooks = WebhookRoutes(pool, self.jobs, self.webhooks, sealed_by)
+        self._webhooks = WebhookRoutes(pool, self.jobs, self.webhooks, sealed_by, revocations)
         if mail.on:
             self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
         mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, freshness, self.jobs, settings.auth, mail)

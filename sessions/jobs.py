@@ -3,7 +3,7 @@
 The queue itself is `config.jobs`. Here are the route handlers and the command `jobs`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -18,6 +18,7 @@ from config.errors import Failure, Usage
 from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
 from sessions import audit
 from sessions.errors import translated
+from sessions.revocations import Revocations
 
 State = Literal["waiting", "dead"]
 
@@ -90,12 +91,14 @@ async def _changed(connection: Connection, action: str, job: queue.Found | None,
     return True
 
 
+Change = Callable[[Connection, str, Deed], Awaitable[bool]]
+
+
 class JobRoutes:
     """The handlers. `jobs` is woken when there is something to do again."""
 
-    def __init__(self, pool: Pool, jobs: queue.Jobs) -> None:
-        self._pool = pool
-        self._jobs = jobs
+    def __init__(self, pool: Pool, jobs: queue.Jobs, revocations: Revocations) -> None:
+        self._pool, self._jobs, self._revocations = pool, jobs, revocations
 
     def routes(self) -> list[Route]:
         return [
@@ -118,7 +121,7 @@ class JobRoutes:
                 body=Nothing,
                 access="admin",
                 scope="jobs",
-                errors=("not_found",),
+                errors=("not_found", "outcome_unknown"),
                 tag="admin",
             ),
             Route(
@@ -128,7 +131,7 @@ class JobRoutes:
                 "Drop a job",
                 access="admin",
                 scope="jobs",
-                errors=("not_found",),
+                errors=("not_found", "outcome_unknown"),
                 tag="admin",
             ),
         ]
@@ -143,16 +146,20 @@ class JobRoutes:
         return JobViews([view(job) for job in items], queue.write_cursor(cursor))
 
     async def retry(self, call: Call[Nothing, Nothing]) -> None:
-        with translated():
-            async with self._pool.acquire() as connection, connection.transaction():
-                if not await again(connection, _id(call), _deed(call)):
-                    raise Problem("not_found")
+        await self._change(call, again)
         self._jobs.wake()
 
     async def drop(self, call: Call[None, Nothing]) -> None:
+        await self._change(call, drop)
+
+    async def _change(self, call: Call[Any, Nothing], change: Change) -> None:
+        """In a transaction that holds the session which asks (7e)."""
+        id, deed = _id(call), _deed(call)
         with translated():
-            async with self._pool.acquire() as connection, connection.transaction():
-                if not await drop(connection, _id(call), _deed(call)):
+            async with self._revocations.writing(actor=deed.actor) as writing:
+                if deed.sid:
+                    await writing.require_live(deed.sid)
+                if not await change(writing.connection, id, deed):
                     raise Problem("not_found")
 
 

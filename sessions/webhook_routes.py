@@ -1,7 +1,8 @@
 """Webhooks as admins see them: made, listed, tried, enabled, deleted, replayed; over HTTP and by `run.py webhooks`."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from config.settings import Sessions as SessionSettings
 from config.settings import seconds
 from sessions import audit, webhooks
 from sessions.errors import translated
+from sessions.revocations import Revocations
 from sessions.webhooks import EVENT, Webhook, Webhooks
 
 MAX_URL, MAX_EVENTS, MOST_REPLAYED = 2000, 32, 10_000
@@ -99,8 +101,9 @@ async def _change(connection: Connection, change: Change, action: str, id: str, 
 class WebhookRoutes:
     """The handlers."""
 
-    def __init__(self, pool: Pool, jobs: Jobs, hooks: Webhooks, sealed_by: Sealer) -> None:
+    def __init__(self, pool: Pool, jobs: Jobs, hooks: Webhooks, sealed_by: Sealer, revocations: Revocations) -> None:
         self._pool, self._jobs, self._hooks, self._sealer = pool, jobs, hooks, sealed_by
+        self._revocations = revocations
 
     def routes(self) -> list[Route]:
         one = "/admin/webhooks/{id}"
@@ -115,16 +118,17 @@ class WebhookRoutes:
                 body=NewWebhook,
                 result=MadeWebhook,
                 status=201,
+                errors=("outcome_unknown",),
                 **admin,
             ),
-            Route("DELETE", one, self.delete, "Tell it nothing more", errors=("not_found",), **admin),
+            Route("DELETE", one, self.delete, "Tell it nothing more", errors=("not_found", "outcome_unknown"), **admin),
             Route(
                 "POST",
                 f"{one}/enable",
                 self.enable,
                 "Deliver to it again",
                 body=Nothing,
-                errors=("not_found",),
+                errors=("not_found", "outcome_unknown"),
                 **admin,
             ),
             Route(
@@ -133,7 +137,7 @@ class WebhookRoutes:
                 self.test,
                 'Send it an event of the type "test"',
                 body=Nothing,
-                errors=("not_found",),
+                errors=("not_found", "outcome_unknown"),
                 **admin,
             ),
         ]
@@ -148,12 +152,11 @@ class WebhookRoutes:
             outside.check(body.url, self._hooks.inside)
         except outside.Forbidden as error:
             raise invalid("url", str(error)) from None
-        with translated():
-            async with self._pool.acquire() as connection, connection.transaction():
-                try:
-                    made = await _create(connection, self._sealer, body.url, body.events, _by(call))
-                except ValueError as error:
-                    raise invalid("url", str(error)) from None
+        async with self._changing(call) as connection:
+            try:
+                made = await _create(connection, self._sealer, body.url, body.events, _by(call))
+            except ValueError as error:
+                raise invalid("url", str(error)) from None
         return MadeWebhook(*made)
 
     async def delete(self, call: Call[None, Nothing]) -> None:
@@ -170,11 +173,19 @@ class WebhookRoutes:
             id = UUID(call.path("id")).hex
         except ValueError:
             raise Problem("not_found") from None
-        with translated():
-            async with self._pool.acquire() as connection, connection.transaction():
-                if not await _change(connection, change, action, id, _by(call)):
-                    raise Problem("not_found")
+        async with self._changing(call) as connection:
+            if not await _change(connection, change, action, id, _by(call)):
+                raise Problem("not_found")
         self._jobs.wake()
+
+    @asynccontextmanager
+    async def _changing(self, call: Call[Any, Nothing]) -> AsyncIterator[Connection]:
+        """A transaction that holds the session which asks (7e)."""
+        with translated():
+            async with self._revocations.writing(actor=call.who.name) as writing:
+                if call.who.sid:
+                    await writing.require_live(call.who.sid)
+                yield writing.connection
 
 
 async def _tested(connection: Connection, id: str) -> bool:

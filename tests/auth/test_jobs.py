@@ -75,6 +75,32 @@ async def test_jobs_are_paged_filtered_and_dropped(house: House, pool: asyncpg.P
     assert len(await listed(house, admin, "?kind=test.later&state=waiting")) == 4
 
 
+@pytest.mark.parametrize("what", ["job", "webhook"])
+async def test_7e_an_admin_whose_session_had_ended_meanwhile_dropped_jobs_and_made_webhooks(
+    house: House, pool: asyncpg.Pool, what: str
+) -> None:
+    admin = await house.admin()
+    sid = (await house.call("GET", "/auth/me", token=admin)).json["session"]["sid"]
+    await put(pool, "test.later", 1, delay=600)
+    [job] = await listed(house, admin, "?kind=test.later")
+    async with pool.acquire() as connection:
+        async with connection.transaction():
+            await connection.execute(
+                "UPDATE sessions SET ended_at = clock_timestamp(), ended_code = 4501 WHERE sid = $1", sid
+            )
+            if what == "job":
+                asked = asyncio.create_task(house.call("DELETE", f"/admin/jobs/{job['id']}", token=admin))
+            else:
+                body = {"url": "https://example.org/", "events": ["*"]}
+                asked = asyncio.create_task(house.call("POST", "/admin/webhooks", body, token=admin))
+            while not asked.done() and not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                pass
+        answer = await asked
+        assert (answer.status, answer.code) == (401, "session_ended")
+        assert await connection.fetchval("SELECT count(*) FROM jobs WHERE kind = 'test.later'") == 1
+        assert await connection.fetchval("SELECT count(*) FROM webhooks") == 0
+
+
 @pytest.mark.parametrize(
     "query", ["?after=x", "?after=1.x", "?after=-1." + "0" * 32, "?state=x", "?limit=0", "?kind=%00"]
 )
