@@ -53,4 +53,6 @@ async def test_a_connect_with_an_expired_token_after_the_end_gets_the_code_of_th
 async def answer(world: World, token: str) -> dict[str, Any]:
     """What a connect with `token` is answered."""
     client = await world.socket(connect=False)
-    return await client.command(connect={"token": token})
+    reply = await client.command(connect={"token": token})
+    await client.ws.close()
+    return reply
