@@ -59,6 +59,8 @@ def dev(
 ) -> int:
     """Run everything for development: a real PostgreSQL and a real Valkey, the gateway, a demo page, an admin."""
     settings = load(str(config) if config else None, os.environ, dev=True)
+    if port is not None and not 0 <= port <= 65535:
+        raise SettingsError([Mistake("--port", str(port), "must be a whole number from 0 to 65535")])
     if external:
         need(settings, "database.url", "redis.url")
     _at_least_one(workers)

@@ -263,6 +263,16 @@ async def test_a_port_that_is_taken_is_said(tmp_path: Path, data: Path) -> None:
             assert f"cannot listen on 127.0.0.1:{port}" in command.log.read_text()
 
 
+@pytest.mark.parametrize("port", ["99999", "-5"])
+async def test_a_port_that_is_none_was_a_traceback_and_left_a_folder(tmp_path: Path, port: str) -> None:
+    folder = tmp_path / "new"
+    async with run(tmp_path, "dev", "--data", str(folder), "--port", port, ready=False) as command:
+        assert await command.ended(30) == 2
+        told = await asyncio.to_thread(command.log.read_text)
+        assert told == f"settings: --port = {port}: must be a whole number from 0 to 65535\n"
+        assert not folder.exists()
+
+
 async def test_dev_reads_the_same_settings_and_refuses_the_same_mistakes(tmp_path: Path, data: Path) -> None:
     environ = {"WARDGATE_CLIENT_PING_INTERVAL": "often", "WARDGATE_HTTP_API_KEYY": "x"}
     async with run(tmp_path, *dev(data), ready=False, environ=environ) as command:
