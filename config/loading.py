@@ -25,11 +25,13 @@ from config import reference
 from config.settings import (
     Settings,
     ecdsa_public_key,
+    link,
     network,
     origin,
     regex,
     rsa_public_key,
     seconds,
+    sender,
     unsafe,
 )
 
@@ -258,7 +260,8 @@ def _unknown_variable(variable: str, known: Mapping[str, Option]) -> Mistake:
     bare = variable.removeprefix(PREFIX)
     if any(bare == name or bare.startswith(name + "_") for name in reference.variables()):
         return Mistake(variable, "", _NOT_SUPPORTED)
-    return Mistake(variable, "", _NO_SUCH, _nearest(variable, known))
+    settable = {name.removeprefix(PREFIX): name for name, option in known.items() if not option.table}
+    return Mistake(variable, "", _NO_SUCH, _nearest(bare, settable))
 
 
 def _validate(tree: dict[str, Any], origins: Mapping[str, str], mistakes: list[Mistake]) -> Settings | None:
@@ -338,6 +341,8 @@ _IN_WORDS = {
     origin: 'an exact origin like "https://example.org", or "*"',
     network: 'an address or a network like "10.0.0.0/8"',
     regex: "a regular expression",
+    sender: 'an address like "Example <no-reply@example.org>"',
+    link: 'a link like "https://example.org/reset#{token}"',
     rsa_public_key: "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
     ecdsa_public_key: "an ECDSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
 }

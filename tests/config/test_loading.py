@@ -412,6 +412,30 @@ def test_what_is_wrong_and_what_is_unsafe_is_told_at_once(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("WARDGATE_CLIENT_PNG", ""),
+        ("WARDGATE_CLINT", ""),
+        ("WARDGATE_CLIENT_PNG_INTERVAL", " (did you mean WARDGATE_CLIENT_PING_INTERVAL?)"),
+    ],
+)
+def test_an_unknown_variable_was_taken_for_the_name_of_a_section(variable: str, hint: str) -> None:
+    assert mistakes({variable: "1"}) == [f"{variable}: there is no such setting{hint}"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "accepted"),
+    [
+        ("verify_email_link", "https://a.example/verify", 'a link like "https://example.org/reset#{token}"'),
+        ("sender", "nobody", 'an address like "Example <no-reply@example.org>"'),
+    ],
+)
+def test_a_bad_link_or_sender_was_told_to_be_text(option: str, value: str, accepted: str) -> None:
+    variable = f"WARDGATE_MAIL_{option.upper()}"
+    assert mistakes({variable: value}) == [f'mail.{option} = "{value}": must be {accepted} (from {variable})']
+
+
 def test_options_that_do_not_go_together_hide_nothing_else() -> None:
     personal = "WARDGATE_CLIENT_SUBSCRIBE_TO_USER_PERSONAL_CHANNEL"
     environ = {f"{personal}_ENABLED": "true", f"{personal}_PERSONAL_CHANNEL_NAMESPACE": "nowhere"}

@@ -22,6 +22,8 @@ TYPES = {
     'an array, each item an exact origin like "https://example.org", or "*"': "array of origins",
     "an array, each item text (a secret)": "array of secrets",
     "text (a secret)": "secret",
+    'an address like "Example <no-reply@example.org>"': "mail address",
+    'a link like "https://example.org/reset#{token}"': "link with `{token}`",
     "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----": "public key",
     "an ECDSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----": "public key",
 }
