@@ -28,6 +28,8 @@ from config.settings import (
     link,
     network,
     origin,
+    postgres_url,
+    redis_url,
     regex,
     rsa_public_key,
     seconds,
@@ -112,6 +114,8 @@ def load(path: str | None, environ: Mapping[str, str], *, dev: bool = False) -> 
     unread = bool(mistakes)
     origins = _overlay(tree, environ, mistakes)
     settings = _validate(tree, origins, mistakes)
+    told = {mistake.key for mistake in mistakes}
+    mistakes += [mistake for mistake in _coerced(tree, origins) if mistake.key not in told]
     if not dev and not unread:  # of a file that was not read nobody knows what it sets
         mistakes += _unsafe(settings or _what_is_right(tree), mistakes)
     if settings is None or mistakes:
@@ -272,6 +276,20 @@ def _validate(tree: dict[str, Any], origins: Mapping[str, str], mistakes: list[M
         return None
 
 
+def _coerced(node: Any, origins: Mapping[str, str], location: tuple[str | int, ...] = ()) -> Iterator[Mistake]:
+    """What is of another type in the file than its option, and was made into it as the text of a variable is."""
+    path = ".".join(part for part in location if isinstance(part, str))
+    if path in origins:
+        return
+    if isinstance(node, dict | list):
+        for key, below in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _coerced(below, origins, (*location, key))
+        return
+    option = options().get(path)
+    if option is not None and type(node) is not _IN_TOML.get(option.annotation, type(node)):
+        yield Mistake(_spelled(location), _shown(node, option), f"must be {option.accepted}")
+
+
 def _mistake(detail: Any, tree: Any, origins: Mapping[str, str]) -> Mistake:
     location: tuple[str | int, ...] = detail["loc"]
     key, path = _spelled(location), ".".join(str(part) for part in location if isinstance(part, str))
@@ -336,16 +354,21 @@ def _shown(value: Any, option: Option) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
+_ESCAPED = "in a user or password / ? # @ : % are written as %2F %3F %23 %40 %3A %25"
 _IN_WORDS = {
     seconds: 'a duration like "30s", "10m", "1h30m" or "14d"',
     origin: 'an exact origin like "https://example.org", or "*"',
     network: 'an address or a network like "10.0.0.0/8"',
     regex: "a regular expression",
+    postgres_url: f"a URL of PostgreSQL like postgresql://user:password@host:5432/name ({_ESCAPED})",
+    redis_url: "a URL of Redis: redis://, rediss://, unix:// or redis+sentinel://host/0?sentinel_master_name=... "
+    f"({_ESCAPED})",
     sender: 'an address like "Example <no-reply@example.org>"',
     link: 'a link like "https://example.org/reset#{token}"',
     rsa_public_key: "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
     ecdsa_public_key: "an ECDSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
 }
+_IN_TOML = {bool: bool, int: int, float: str}  # a number with a point is no duration
 _PLAIN = {bool: "true or false", str: "text", SecretStr: "text (a secret)", int: "a whole number", float: "a number"}
 
 

@@ -1,7 +1,8 @@
 """One connection to a Redis server: commands out in order, replies in order back, pushes aside. RESP3, by hiredis.
 
 Lives here: the address, the greeting, matching replies with calls, the bounds on what is pending. A `Link` lives once;
-making a lost one again is the business of `config.redis`. Only that and `config.sentinel` import this.
+making a lost one again is the business of `config.redis`. Only that and `config.sentinel` import this, and
+`config.settings` for the form of a URL.
 
     Unavailable             Redis was not there, not in time, or gone while it worked (`uncertain`: it may have run)
     └── Refused             Redis answered with an error: the command did not run

@@ -75,6 +75,35 @@ def ecdsa_public_key(value: str) -> str:
     return value
 
 
+def postgres_url(value: SecretStr) -> SecretStr:
+    """Where PostgreSQL is, on one host or several; or nothing. What is told of it shows no part of a password."""
+    if url := value.get_secret_value():
+        try:
+            parts = urlsplit(url)
+            for place in parts.netloc.rpartition("@")[2].split(","):
+                _ = urlsplit(f"//{place}").port  # ValueError unless it is a number
+            known = parts.scheme in ("postgresql", "postgres")
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("a URL of PostgreSQL")
+    return value
+
+
+def redis_url(value: SecretStr) -> SecretStr:
+    """Where Redis is, or who tells; or nothing."""
+    if url := value.get_secret_value():
+        from config.resp import Address  # it takes long to load
+
+        try:
+            Address.parse(url)
+        except ValueError:
+            raise ValueError("a URL of Redis") from None
+        except OSError:  # a certificate that may be there where `serve` runs
+            pass
+    return value
+
+
 def sender(value: str) -> str:
     """Who a letter is from: `Name <mailbox@domain>` or `mailbox@domain`, or nothing."""
     name, address = parseaddr(value)
@@ -104,6 +133,8 @@ Network = Annotated[str, AfterValidator(network)]
 Regex = Annotated[str, AfterValidator(regex)]
 RsaKey = Annotated[str, AfterValidator(rsa_public_key)]
 EcdsaKey = Annotated[str, AfterValidator(ecdsa_public_key)]
+PostgresUrl = Annotated[SecretStr, AfterValidator(postgres_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(redis_url)]
 Link = Annotated[str, AfterValidator(link)]
 Sender = Annotated[str, AfterValidator(sender)]
 
@@ -113,12 +144,12 @@ class Section(BaseModel):
 
 
 class Database(Section):
-    url: Secret = Secret("")
+    url: PostgresUrl = Secret("")
     pool_size: Annotated[int, Field(ge=1, le=100)] = 3
 
 
 class Redis(Section):
-    url: Secret = Secret("")
+    url: RedisUrl = Secret("")
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "wardgate"
 
 

@@ -150,7 +150,7 @@ def test_a_secret_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_value_and_its_file_together_are_refused(tmp_path: Path) -> None:
     (line,) = mistakes({"WARDGATE_AUTH_PEPPER": SECRET, "WARDGATE_AUTH_PEPPER_FILE": str(tmp_path)})
     assert line == "auth.pepper: given twice: by WARDGATE_AUTH_PEPPER and by WARDGATE_AUTH_PEPPER_FILE"
-    (line,) = mistakes({"DATABASE_URL": "a", "WARDGATE_DATABASE_URL": "b"})
+    (line,) = mistakes({"DATABASE_URL": "postgresql://a", "WARDGATE_DATABASE_URL": "postgresql://b"})
     assert "given twice" in line
 
 
@@ -434,6 +434,77 @@ def test_an_unknown_variable_was_taken_for_the_name_of_a_section(variable: str, 
 def test_a_bad_link_or_sender_was_told_to_be_text(option: str, value: str, accepted: str) -> None:
     variable = f"WARDGATE_MAIL_{option.upper()}"
     assert mistakes({variable: value}) == [f'mail.{option} = "{value}": must be {accepted} (from {variable})']
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("http_server.port = true", "http_server.port = true: must be a whole number from 0 to 65535"),
+        ('http_server.port = "8000"', 'http_server.port = "8000": must be a whole number from 0 to 65535'),
+        ("http_server.port = 8000.0", "http_server.port = 8000.0: must be a whole number from 0 to 65535"),
+        ('auth.guests = "yes"', 'auth.guests = "yes": must be true or false'),
+        ("auth.guests = 1", "auth.guests = 1: must be true or false"),
+        (
+            "client.ping_interval = 2.5",
+            'client.ping_interval = 2.5: must be a duration like "30s", "10m", "1h30m" or "14d"',
+        ),
+        (
+            'channel.namespaces = [{name = "ok"}, {name = "chat", presence = "yes"}]',
+            'channel.namespaces[1].presence = "yes": must be true or false',
+        ),
+    ],
+)
+def test_a_wrong_type_in_the_file_was_taken_for_what_it_looked_like(tmp_path: Path, text: str, told: str) -> None:
+    assert mistakes({}, toml(tmp_path, text)) == [told]
+
+
+def test_a_variable_is_text_that_is_parsed_also_over_a_wrong_type_in_the_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, "http_server.port = true\n[auth]\nguests = 1\n")
+    environ = {"WARDGATE_HTTP_SERVER_PORT": "8001", "WARDGATE_AUTH_GUESTS": "true"}
+    settings = loading.load(path, environ, dev=True)
+    assert (settings.http_server.port, settings.auth.guests) == (8001, True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("DATABASE_URL", "mysql://u:hunter2@x"),
+        ("DATABASE_URL", "db/wardgate"),
+        ("DATABASE_URL", "postgresql://u:hunter/2@h/x"),
+        ("DATABASE_URL", "postgresql://u:hunter#2@h/x"),
+        ("DATABASE_URL", "postgresql://u:hunter2@[h/x"),
+        ("DATABASE_URL", "postgresql://u:hunter2@one:5432,two:99999/x"),
+        ("REDIS_URL", "http://u:hunter2@x"),
+        ("REDIS_URL", "redis://u:hunter/2@h"),
+        ("REDIS_URL", "redis+sentinel://u:hunter2@one,two/0"),
+        ("REDIS_URL", "unix://u:hunter2@"),
+    ],
+)
+def test_check_config_was_fine_with_a_url_that_serve_refuses(variable: str, url: str) -> None:
+    [told] = mistakes({**SAFE, variable: url}, dev=False)
+    option, server = ("database.url", "PostgreSQL") if variable == "DATABASE_URL" else ("redis.url", "Redis")
+    assert told.startswith(f"{option}: must be a URL of {server}")
+    assert told.endswith(f"(from {variable})")
+    assert "hunter" not in told
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("DATABASE_URL", "postgres://db"),
+        ("DATABASE_URL", "postgresql://u:p%2Fw@one:5432,two:5433/x?sslmode=require"),
+        ("DATABASE_URL", "postgresql://u:p@[::1]:5432,[::2]/x"),
+        ("DATABASE_URL", "postgresql:///x?host=/run/postgresql"),
+        ("REDIS_URL", "redis://:p@[::1]:6379/1"),
+        ("REDIS_URL", "rediss://u:p@cache"),
+        ("REDIS_URL", "unix://u:p@/run/valkey.sock?db=1"),
+        ("REDIS_URL", "redis+sentinel://u:p@one,two:26379/0?sentinel_master_name=m&addr=three"),
+        ("REDIS_URL", "rediss+sentinel://one/0?sentinel_master_name=m"),
+    ],
+)
+def test_every_form_of_url_is_taken(variable: str, url: str) -> None:
+    settings = loading.load(None, {**SAFE, variable: url})
+    assert url in (settings.database.url.get_secret_value(), settings.redis.url.get_secret_value())
 
 
 def test_options_that_do_not_go_together_hide_nothing_else() -> None:

@@ -20,8 +20,6 @@ TYPES = {
     'a duration like "30s", "10m", "1h30m" or "14d"': "duration",
     'an array, each item an address or a network like "10.0.0.0/8"': "array of networks",
     'an array, each item an exact origin like "https://example.org", or "*"': "array of origins",
-    "an array, each item text (a secret)": "array of secrets",
-    "text (a secret)": "secret",
     'an address like "Example <no-reply@example.org>"': "mail address",
     'a link like "https://example.org/reset#{token}"': "link with `{token}`",
     "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----": "public key",
@@ -43,6 +41,8 @@ def kind(path: str) -> str:
     accepted = options()[path].accepted
     if accepted.startswith("one of "):
         return " or ".join(f"`{name}`" for name in accepted.removeprefix("one of ").split(", "))
+    if options()[path].secret:
+        return "array of secrets" if accepted.startswith("an array") else "secret"
     if " of the form " in accepted:
         return f"text like `{accepted.partition(' of the form ')[2]}`"
     return TYPES.get(accepted, accepted)
