@@ -382,9 +382,15 @@ def require_same_origin(request: web.Request) -> None:
     origin = request.headers.get("Origin")
     if origin is not None:
         if origin not in request.app[ORIGINS]:
-            raise Problem("cross_site", "this Origin is not in client.allowed_origins")
+            raise Problem("cross_site", f"this Origin is not in client.allowed_origins; {_WAYS_OUT}")
     elif request.headers.get("Sec-Fetch-Site") != "same-origin":
-        raise Problem("cross_site", "send the Origin header")
+        raise Problem("cross_site", _WAYS_OUT)
+
+
+_WAYS_OUT = (
+    "send one of client.allowed_origins as Origin, or Sec-Fetch-Site: same-origin; "
+    'a program can log in with "mode": "token" and needs neither'
+)
 
 
 async def read_body(request: web.Request, kind: type[B]) -> B:

@@ -296,6 +296,9 @@ async def test_who_may_call(client: Client, who: str, path: str, status: int, co
 async def test_a_cross_site_post_with_a_cookie_is_refused(client: Client, headers: dict[str, str], status: int) -> None:
     response = await client.post("/change", headers={"X-Who": "cookie", **headers})
     assert response.status == status
+    if status == 403:
+        detail = (await response.json())["detail"]
+        assert all(way in detail for way in ("client.allowed_origins", "Sec-Fetch-Site: same-origin", '"mode": "token"'))
 
 
 async def test_a_frozen_node_refuses_what_needs_a_session(client: Client) -> None:

@@ -151,6 +151,7 @@ async def test_a_plain_websocket_hears_the_channel(one_worker: World, page: Page
     await said.until("data: 'to all'")
     assert await end(one_worker, sid) == "confirmed 1"
     await said.until("push: { message:")
+    await said.until("4501 session revoked: stolen laptop")
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
