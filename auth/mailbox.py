@@ -23,9 +23,9 @@ from config.database import Connection, Pool
 from config.http import Problem, address_prefix, invalid
 from config.jobs import GiveUp, Job, Jobs, Kind, enqueue
 from config.settings import Auth, Mail
-from sessions import audit, store
+from sessions import audit, model, store
 from sessions.errors import translated
-from sessions.revocations import Revocations
+from sessions.revocations import Entry, Revocations
 from sessions.transactions import transaction
 
 JOB = "mailbox"
@@ -181,6 +181,7 @@ class Mailboxes:
                     await store.create_subject(connection, id)
                 else:
                     await take_over(writing, guest)
+                    writing.append(Entry(kind=model.Kind.SESSION, sid=guest.sid, code=model.REPLACED))
                 made = await users.insert(
                     connection, id, record["email"], record["display_name"], record["password_hash"]
                 )
@@ -188,7 +189,12 @@ class Mailboxes:
                     raise Problem("email_taken")
                 await users.verified(connection, id)
                 await audit.append(
-                    connection, "user.created", actor=f"user:{id}", target=f"user:{id}", address=client.address
+                    connection,
+                    "user.created",
+                    actor=f"user:{id}",
+                    target=f"user:{id}",
+                    address=client.address,
+                    detail={} if guest is None else {"replaced": [guest.sid]},
                 )
 
     async def reset(self, token: str, new: str, client: Client) -> None:

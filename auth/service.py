@@ -27,7 +27,7 @@ from sessions import audit, store, webhooks
 from sessions.devices import device_name
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
-from sessions.model import DISABLED, REPLACED, REVOKED, Kind
+from sessions.model import DISABLED, REVOKED, Kind
 from sessions.revocations import Receipt, Revocations, Writing
 from sessions.service import Opened, Sessions
 
@@ -141,7 +141,7 @@ class Users:
                     await store.create_subject(writing.connection, id)
                 else:
                     await take_over(writing, guest)
-                    client = client._replace(replaces="")
+                    client = client._replace(replaces=guest.sid)
                 made = await users.insert(writing.connection, id, email, display_name, stored)
                 if made is None:
                     raise Problem("email_taken")
@@ -407,13 +407,12 @@ async def guest_of(pool: Pool, client: Client) -> Held | None:
 
 
 async def take_over(writing: Writing, guest: Held) -> None:
-    """The guest gets an account and stays who they are: their sockets are sent for another session (3014), and the one
-    that they have ends after that. Problem session_ended for one who is gone, or registers twice at once."""
+    """The guest gets an account and stays who they are: their sockets are sent for another session (3014). The caller
+    ends the one that they have, after that. Problem session_ended for one who is gone, or registers twice at once."""
     await store.lock_subjects(writing.connection, [guest.user])
     await writing.require_live(guest.sid)
     await store.no_guest_any_more(writing.connection, guest.user)
     writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
-    writing.append(Entry(kind=Kind.SESSION, sid=guest.sid, code=REPLACED))
 
 
 async def _audit_new(writing: Writing, action: str, id: str, client: Client) -> None:

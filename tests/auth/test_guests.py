@@ -115,6 +115,16 @@ async def test_a_guests_sockets_come_back_with_3014_before_the_session_ends(hous
     assert session == (Kind.SESSION, "", sid, REPLACED)
 
 
+async def test_the_audit_did_not_say_that_a_guests_session_ended_by_registering(house: House) -> None:
+    for mode in ("token", "cookie"):
+        before = await guest(house, mode)
+        old = {"cookie": secret_of(before)} if mode == "cookie" else {"token": before.json["access_token"]}
+        after = await register(house, f"{mode}@example.org", mode=mode, **old)
+        text = "select detail from audit where action = 'session.opened' and target = $1"
+        detail = await house.pool.fetchval(text, f"session:{after.json['session']['sid']}")
+        assert detail["replaced"] == [before.json["session"]["sid"]]
+
+
 async def test_a_guests_refresh_token_renews_nothing_after_registering(house: House) -> None:
     before = await guest(house)
     await register(house, token=before.json["access_token"])

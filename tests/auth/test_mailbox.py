@@ -136,6 +136,9 @@ async def test_a_guest_who_opens_the_link_in_the_same_browser_stays_the_same_use
         assert (await house.call("GET", "/auth/me", cookie=cookie)).status == (401 if same else 200)
         logged_in = await house.login(email)
         assert (logged_in.json["user"]["id"] == guest.json["user"]["id"]) is same
+        text = "select detail from audit where action = 'user.created' and target = $1"
+        detail = await house.pool.fetchval(text, f"user:{logged_in.json['user']['id']}")
+        assert detail == ({"replaced": [guest.json["session"]["sid"]]} if same else {})
     rows = await house.pool.fetch("select kind from revocation_log where kind <> 6 order by seq")
     assert [row["kind"] for row in rows] == [Kind.RIGHTS, Kind.SESSION]
 
