@@ -237,7 +237,8 @@ class Hub:
 
     def end(self, peer: Peer, ended: Ended) -> None:
         """Close one peer because its session is over."""
-        if self.close(peer, *farewell(ended)):
+        live = peer.phase is Phase.LIVE
+        if self.close(peer, *farewell(ended)) and live:
             self._counts["connections_revoked"] += 1
 
     def _remove(self, peer: Peer) -> None:

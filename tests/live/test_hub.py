@@ -13,7 +13,7 @@ from gateway.gate import SLICE
 from gateway.hub import GRACE, Gone, Hub
 from gateway.protocol.codes import FORCE_DISCONNECT, SHUTDOWN
 from gateway.protocol.commands import ClientInfo, Publication, PublishResult
-from sessions.model import Kind, Row
+from sessions.model import REVOKED, Ended, Kind, Row
 from tests.live.conftest import eventually
 from tests.live.fakes import FakePeer, World, turns
 from tests.live.wire import messages
@@ -306,6 +306,17 @@ async def test_a_message_beyond_64_kib_goes_out_in_portions(world: World) -> Non
 
 
 # -- 8: closing
+
+
+async def test_a_connect_refused_for_a_session_that_is_over_counted_as_a_live_connection_revoked(world: World) -> None:
+    over = Ended(REVOKED, "logout")
+    refused = FakePeer(world.hub, "refused")
+    world.hub.enter(refused)
+    world.hub.end(refused, over)
+    assert world.hub.figures()["connections_refused"] == 1
+    assert world.hub.figures()["connections_revoked"] == 0
+    world.hub.end(world.peer(), over)
+    assert world.hub.figures()["connections_revoked"] == 1
 
 
 async def test_8a_the_client_is_told_why_and_then_closed(world: World) -> None:
