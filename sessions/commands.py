@@ -264,5 +264,8 @@ async def verify(
     async with database(common) as (settings, pool), pool.acquire() as connection:
         need(settings, "sessions.secret_key")
         verdict = await chain.verify(connection, chain.sealer(settings.sessions), seen)
-    show({"whole": not verdict.broken, **msgspec.to_builtins(verdict)}, as_json=common.json)
+    told = {"whole": not verdict.broken, **msgspec.to_builtins(verdict)}
+    if not (verdict.broken or common.json):
+        del told["broken"]
+    show(told, as_json=common.json)
     return TAMPERED if verdict.broken else DONE
