@@ -2,7 +2,7 @@
 
 A job is a row. Whoever claims it moves `run_at` to the end of the claim, so a process that dies at work loses nothing:
 the row comes due again, for any process. Whoever finishes deletes the row, or puts it off when it failed; both only
-while `attempts` is what it was when they claimed, so a straggler changes nothing. A receiver outside tells repeats by
+while `run_at` is still the end of their own claim, so a straggler changes nothing. A receiver outside tells repeats by
 the job's id. What kinds there are and what they do is their rooms' affair.
 
     Later    the handler wants to be asked again, for a reason that is no failure of ours
@@ -13,6 +13,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -59,12 +60,13 @@ class GiveUp(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One that is being done. `attempt` counts from 1."""
+    """One that is being done. `attempt` counts from 1. `until`: the end of its claim, and of no other claim of it."""
 
     id: str
     kind: str
     payload: Any
     attempt: int
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +109,21 @@ WHERE id IN (
     SELECT id FROM jobs WHERE run_at <= clock_timestamp() AND dead_at IS NULL AND kind = ANY($1::text[])
     ORDER BY run_at LIMIT $3 FOR UPDATE SKIP LOCKED
 )
-RETURNING id, kind, payload, attempts
+RETURNING id, kind, payload, attempts, run_at
 """
 
 _DONE = """
-DELETE FROM jobs j USING unnest($1::uuid[], $2::int[]) AS d (id, attempts)
-WHERE j.id = d.id AND j.attempts = d.attempts AND j.dead_at IS NULL
+DELETE FROM jobs j USING unnest($1::uuid[], $2::timestamptz[]) AS d (id, until)
+WHERE j.id = d.id AND j.run_at = d.until AND j.dead_at IS NULL
 """
 
-# `less`: an attempt that was none, because the process ends, or that the handler wants to have again.
+# `less`: attempts that were none: the process ends, the handler wants to have it again, a periodic job succeeded.
 _PUT_OFF = """
 UPDATE jobs j SET run_at = clock_timestamp() + make_interval(secs => f.pause), error = f.error, claimed_by = NULL,
     attempts = j.attempts - f.less, dead_at = CASE WHEN f.dead THEN clock_timestamp() END
-FROM unnest($1::uuid[], $2::int[], $3::float8[], $4::text[], $5::int[], $6::bool[])
-    AS f (id, attempts, pause, error, less, dead)
-WHERE j.id = f.id AND j.attempts = f.attempts AND j.dead_at IS NULL
+FROM unnest($1::uuid[], $2::timestamptz[], $3::float8[], $4::text[], $5::int[], $6::bool[])
+    AS f (id, until, pause, error, less, dead)
+WHERE j.id = f.id AND j.run_at = f.until AND j.dead_at IS NULL
 """
 
 _COUNT = """
@@ -229,14 +231,14 @@ class Jobs:
 
     async def _claim(self, room: int) -> list[Job]:
         records = await self._pool.fetch(_CLAIM, list(self._kinds), self._node, room, CLAIM)
-        return [Job(str(r["id"]), r["kind"], r["payload"], r["attempts"]) for r in records]
+        return [Job(str(r["id"]), r["kind"], r["payload"], r["attempts"], r["run_at"]) for r in records]
 
     async def _attempt(self, job: Job) -> None:
         kind = self._kinds[job.kind]
         try:
             async with asyncio.timeout(kind.timeout):
                 await kind.run(job)
-            outcome = _Outcome(job, kind.every or None)
+            outcome = _Outcome(job, kind.every or None, less=job.attempt)
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 self._outcomes.append(_Outcome(job, 0.0, "its process ended", less=1))
@@ -268,12 +270,12 @@ class Jobs:
         done = [o.job for o in outcomes if o.pause is None]
         off = [o for o in outcomes if o.pause is not None]
         if done:
-            await self._pool.execute(_DONE, [UUID(job.id) for job in done], [job.attempt for job in done])
+            await self._pool.execute(_DONE, [UUID(job.id) for job in done], [job.until for job in done])
         if off:
             await self._pool.execute(
                 _PUT_OFF,
                 [UUID(o.job.id) for o in off],
-                [o.job.attempt for o in off],
+                [o.job.until for o in off],
                 [o.pause for o in off],
                 [o.error for o in off],
                 [o.less for o in off],

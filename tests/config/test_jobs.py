@@ -219,6 +219,58 @@ async def test_a_periodic_job_runs_once_a_period_in_all_processes_together(pool:
         assert await drop(connection, row["id"]) is None
 
 
+async def test_the_attempts_of_a_periodic_job_that_works_grew_for_ever(pool: asyncpg.Pool, start: OPEN) -> None:
+    attempts: list[int] = []
+
+    async def run(job: Job) -> None:
+        attempts.append(job.attempt)
+        if len(attempts) == 2:
+            raise RuntimeError("once")
+        if len(attempts) == 4:
+            await asyncio.Event().wait()
+
+    start(run, every=1e-6)
+    await until(lambda: len(attempts) == 4)
+    assert attempts == [1, 1, 2, 1]
+
+
+async def test_a_straggler_of_a_periodic_job_changes_nothing_though_attempts_began_again(
+    pool: asyncpg.Pool, start: OPEN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both claims are a first attempt."""
+    monkeypatch.setattr(jobs_module, "CLAIM", 0.2)
+    held, attempts = asyncio.Event(), []
+
+    async def slow(job: Job) -> None:
+        attempts.append(job.attempt)
+        await held.wait()
+        raise RuntimeError("the straggler failed")
+
+    async def twice(job: Job) -> None:
+        attempts.append(job.attempt)
+        if len(attempts) == 3:
+            monkeypatch.setattr(jobs_module, "CLAIM", 100.0)
+        if len(attempts) == 4:
+            await asyncio.Event().wait()
+
+    async def hidden(_room: int) -> list[Job]:
+        return []
+
+    first = start(slow, "first", timeout=0.1, every=600.0)
+    first._kinds["work"] = Kind(slow, timeout=60, every=600.0)
+    await until(lambda: attempts)
+    monkeypatch.setattr(first, "_claim", hidden)
+    second = start(twice, "second", timeout=0.1, every=1e-6)
+    second._kinds["work"] = Kind(twice, timeout=60, every=1e-6)
+    await until(lambda: len(attempts) == 4)
+    assert attempts == [1, 2, 1, 1]
+    held.set()
+    await until(lambda: first.figures()["jobs_failed"])
+    await first.close()
+    [row] = await rows(pool)
+    assert (row["attempts"], row["error"], row["claimed_by"]) == (1, "", "second")
+
+
 async def test_a_process_that_ends_gives_its_jobs_back_at_once(pool: asyncpg.Pool, start: OPEN) -> None:
     begun = asyncio.Event()
 
