@@ -436,7 +436,7 @@ def decode_body(raw: bytes, kind: type[B]) -> B:
     except UnicodeDecodeError:
         raise Problem("malformed", "not UTF-8") from None
     except ValueError as error:
-        raise Problem("malformed", str(error).split(": line")[0]) from None
+        raise Problem("malformed", str(error)) from None
     _check_nodes(value)
     return _convert(value, kind)
 
@@ -468,20 +468,30 @@ def _convert(value: Any, kind: type[B], *, strict: bool = True) -> B:
     try:
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise Problem("invalid", errors=[_field_error(str(error))]) from None
+        raise Problem("invalid", errors=[_field_error(str(error), kind)]) from None
 
 
-def _field_error(text: str) -> FieldError:
+def _field_error(text: str, kind: type[Any]) -> FieldError:
     """msgspec's words, but for what was sent: it may be a password in the wrong place."""
     message, _, path = text.partition(" - at `")
     name = path.rstrip("`").lstrip("$.")
     if message.startswith(("Invalid enum value", "Invalid value")):
-        message = "None of the values that are possible here"
+        possible = _possible(kind, name)
+        message = f"one of {possible}" if possible else "None of the values that are possible here"
     elif " field `" in message:  # "Object contains unknown field `x`", "Object missing required field `x`"
         what, _, field = message.partition(" field `")
         field = _told(field.rstrip("`"))
         name, message = name or field, f"{what} field `{field}`"
     return FieldError(_told(name), message)
+
+
+def _possible(kind: type[Any], name: str) -> str:
+    """The values that a field of `kind` itself can have, where they are listed; "" for others."""
+    shape = msgspec.inspect.type_info(kind)
+    for part in shape.fields if isinstance(shape, msgspec.inspect.StructType) else ():
+        if part.encode_name == name and isinstance(part.type, msgspec.inspect.LiteralType):
+            return ", ".join(json.dumps(value) for value in part.type.values)
+    return ""
 
 
 def _told(name: str) -> str:

@@ -490,6 +490,22 @@ def test_a_field_is_still_refused_by_its_name() -> None:
         assert refused.value.details.errors[0].field == field
 
 
+def test_a_value_that_is_none_of_a_few_was_refused_without_saying_which() -> None:
+    class Kinds(Body):
+        kind: Literal["a", "b"] = "a"
+
+    with pytest.raises(Problem) as refused:
+        decode_body(b'{"name": "x", "kind": "c"}', Kinds)
+    [error] = refused.value.details.errors
+    assert (error.field, error.message) == ("kind", 'one of "a", "b"')
+
+
+def test_broken_json_is_refused_with_its_place() -> None:
+    with pytest.raises(Problem) as refused:
+        decode_body(b'{"name": "x",\n "count" 1}', Body)
+    assert "line 2 column 10" in refused.value.details.detail
+
+
 # -- lists as files
 
 CSV = {"X-Who": "all", "Accept": "text/csv"}
