@@ -34,6 +34,7 @@ COMMANDS = (
 app = App(
     name="run.py",
     help="A realtime gateway that ties every live connection to a login session.",
+    help_format="plaintext",
     version_flags=(),
     help_on_error=False,
 )

@@ -306,7 +306,7 @@ async def retire(
 async def create_api_key(
     name: str,
     *,
-    scope: Annotated[list[str], Parameter(help=f"What it may, of: {', '.join(api_keys.SCOPES)}.", negative=())] = ["*"],  # noqa: B006
+    scope: Annotated[list[str], Parameter(help=f"What it may, of: {', '.join(api_keys.SCOPES)}.", negative=())],
     expires: Annotated[str, Parameter(help='For how long, like "90d"; else for ever.')] = "",
     common: Common = COMMON,
 ) -> None:
@@ -337,7 +337,9 @@ async def revoke_api_key(id: str, *, common: Common = COMMON) -> None:
     """End an API key on every node."""
     async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
         if not await api_keys.revoke(ledger, id, actor=ACTOR):
-            raise Failure(f"there is no live API key {id!r}")
+            named = [key.id for key in await api_keys.listed(connection) if key.name == id and key.revoked_at is None]
+            hint = f" (the one with this name has the id {named[0]})" if len(named) == 1 else ""
+            raise Failure(f"there is no live API key {id!r}{hint}")
     show({"id": id, "revoked": True}, as_json=common.json)
 
 

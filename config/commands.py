@@ -45,14 +45,18 @@ MIN_POSTGRES, MIN_REDIS = 150000, (7, 2)
 T = TypeVar("T")
 
 
+Config = Annotated[Path | None, Parameter(help="The settings file (TOML); else that of $WARDGATE_CONFIG.")]
+Json = Annotated[bool, Parameter(negative=(), help="Print JSON on stdout.")]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Common:
     """The options that every command has."""
 
-    config: Annotated[Path | None, Parameter(help="The settings file (TOML); else that of $WARDGATE_CONFIG.")] = None
+    config: Config = None
     data: Annotated[Path, Parameter(help="The folder of `run.py dev`, used where no database is set.")] = dev.FOLDER
-    json: Annotated[bool, Parameter(negative=(), help="Print JSON on stdout.")] = False
+    json: Json = False
 
 
 COMMON = Common()
@@ -69,7 +73,10 @@ def settings_for(common: Common, environ: Mapping[str, str] = os.environ) -> Set
         return load(config, environ)
     except SettingsError:
         if not settings.database.url.get_secret_value():
-            say(f"No `run.py dev` runs in {common.data}, so these are the settings of `serve`:")
+            say(
+                f"No `run.py dev` runs in {common.data}: start `make dev`, or name its folder with --data.\n"
+                "For a database of your own these are the settings of `serve`:"
+            )
         raise
 
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from config import dev
 from config import migrate as migrations
-from config.commands import COMMON, DONE, USAGE, Common, need, postgres_there, say, show
+from config.commands import COMMON, DONE, USAGE, Common, Config, Json, need, postgres_there, say, show
 from config.loading import SettingsError, load
 from config.settings import Database, with_values
 
@@ -50,18 +50,19 @@ def check_config(
     for_dev: Annotated[
         bool, Parameter(name="--dev", negative=(), help="Accept what is unsafe outside development.")
     ] = False,
-    common: Common = COMMON,
+    config: Config = None,
+    json: Json = False,
 ) -> int:
     """Read the settings as `serve` would, and say everything that is wrong with them, or that nothing is."""
     try:
-        settings = load(str(common.config) if common.config else None, os.environ, dev=for_dev)
+        settings = load(str(config) if config else None, os.environ, dev=for_dev)
     except SettingsError as error:
-        if common.json:
+        if json:
             show({"ok": False, "mistakes": error.mistakes}, as_json=True)
         else:
             say("\n".join(str(mistake) for mistake in error.mistakes))
         return USAGE
-    if common.json:
+    if json:
         # A secret prints as asterisks, or as nothing where it is unset.
         effective: Any = msgspec.to_builtins(settings.model_dump(), enc_hook=str)
         show({"ok": True, "mistakes": [], "settings": effective}, as_json=True)

@@ -25,7 +25,7 @@ from cyclopts import Parameter
 
 from config import dev as folders
 from config import logging, migrate
-from config.commands import DONE, need, postgres_there, redis_there, say
+from config.commands import DONE, Config, need, postgres_there, redis_there, say
 from config.database import connect, open_pool
 from config.dev import Admin, Folder, Info, Pids
 from config.errors import Failure
@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 IMPATIENT = 0.5
 
 T = TypeVar("T")
-Config = Annotated[Path | None, Parameter(help="The settings file (TOML); else that of $WARDGATE_CONFIG.")]
 
 
 def dev(

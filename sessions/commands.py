@@ -42,6 +42,8 @@ async def list_sessions(
     async with database(common) as (_, pool):
         now = await store.database_now(pool)
         items, cursor = await store.page(pool, by, now=now, limit=limit, after=_cursor(after))
+        if not items and "@" in user and await store.subject(pool, user) is None:
+            raise _no_user(user)
     rows = [_shown(session, now) for session in items]
     if common.json:
         show({"items": rows, "next": store.write_cursor(cursor)}, as_json=True)
@@ -80,7 +82,7 @@ async def end(
         else:
             over = False
             if await store.subject(connection, _plain(user), lock=True) is None:
-                raise Failure(f"there is no user {user!r}")
+                raise _no_user(user)
             entry = log.Entry(kind=Kind.USER, subject=user, code=REVOKED, reason=reason, message=message)
         ended = 0 if over else await _write(connection, entry)
     show({"sid": sid, "user": user, "sessions": ended}, as_json=common.json)
@@ -173,6 +175,11 @@ async def _find(connection: store.Executor, sid: str) -> Session:
     if found is None:
         raise Failure(f"there is no session {sid!r}")
     return found.session
+
+
+def _no_user(user: str) -> Failure:
+    hint = ": --user takes a user id, like u_...; `users list --email` shows it" if "@" in user else ""
+    return Failure(f"there is no user {user!r}{hint}")
 
 
 def _shown(session: Session, now: float) -> Mapping[str, Any]:

@@ -155,10 +155,29 @@ async def test_api_keys_from_the_command_line(run: Run, house: House) -> None:
         assert time.monotonic() < deadline, "not heard of by the lease"
     assert answer.code == "unauthenticated"
     assert (await run("keys", "api", "revoke", made["id"]))[0] == 1
-    assert (await run("keys", "api", "create", "x", "--expires", "soon"))[0] == 2
-    assert (await run("keys", "api", "create", ""))[0] == 2
+    assert (await run("keys", "api", "create", "x", "--scope", "*", "--expires", "soon"))[0] == 2
+    assert (await run("keys", "api", "create", "", "--scope", "*"))[0] == 2
     code, _, err = await run("keys", "api", "create", "x", "--scope", "publish")
     assert (code, "there is no scope 'publish'" in err) == (2, True)
+
+
+async def test_an_api_key_without_a_scope_could_do_everything(run: Run) -> None:
+    code, _, err = await run("keys", "api", "create", "backend")
+    assert (code, "--scope" in err) == (2, True)
+    code, made, _ = await run("keys", "api", "create", "backend", "--scope", "*", "--json")
+    assert (code, made["scopes"]) == (0, ["*"])
+
+
+async def test_the_name_of_an_api_key_is_answered_with_its_id(run: Run) -> None:
+    _, made, _ = await run("keys", "api", "create", "backend", "--scope", "api", "--json")
+    code, _, err = await run("keys", "api", "revoke", "backend")
+    assert (code, err) == (
+        1,
+        f"error: there is no live API key 'backend' (the one with this name has the id {made['id']})\n",
+    )
+    await run("keys", "api", "create", "backend", "--scope", "api")
+    _, _, err = await run("keys", "api", "revoke", "backend")
+    assert err == "error: there is no live API key 'backend'\n", "which of the two"
 
 
 async def test_tokens_from_the_command_line(run: Run, house: House, settings: Settings) -> None:

@@ -108,6 +108,17 @@ async def test_all_sessions_of_a_user_end(run: Run, login: Logins, sessions: Ses
     assert [await is_live(sessions, o) for o in opened] == [False, False, True]
 
 
+async def test_an_address_for_a_user_looked_like_a_user_without_sessions(run: Run, login: Logins) -> None:
+    for command in ("list", "end"):
+        code, out, err = await run(command, "--user", "alice@example.org")
+        assert (code, out) == (1, "")
+        assert "a user id, like u_...; `users list --email` shows it" in err
+    opened = await login("corp:alice@example.org")
+    code, out, _ = await run("list", "--user", "corp:alice@example.org")
+    assert (code, sid(opened) in out) == (0, True)
+    assert (await run("list", "--user", "nobody"))[0] == 0
+
+
 async def test_what_cannot_be_done_fails_with_a_text(run: Run, login: Logins) -> None:
     await login()
     for expected, arguments in (

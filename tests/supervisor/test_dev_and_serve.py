@@ -263,6 +263,14 @@ async def test_a_port_that_is_taken_is_said(tmp_path: Path, data: Path) -> None:
             assert f"cannot listen on 127.0.0.1:{port}" in command.log.read_text()
 
 
+async def test_help_lost_its_asterisks(tmp_path: Path) -> None:
+    async with run(tmp_path, "webhooks", "create", "--help", ready=False) as command:
+        assert command.process.stdout is not None
+        told = await command.process.stdout.read()
+        assert b'"session.*", "*".' in told
+        assert await command.ended() == 0
+
+
 @pytest.mark.parametrize("port", ["99999", "-5"])
 async def test_a_port_that_is_none_was_a_traceback_and_left_a_folder(tmp_path: Path, port: str) -> None:
     folder = tmp_path / "new"
