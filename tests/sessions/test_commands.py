@@ -200,7 +200,7 @@ async def test_restore_ends_everyone_through_the_log_once(
     restore: Run, login: Logins, sessions: Sessions, pool: asyncpg.Pool
 ) -> None:
     opened = [await login("alice"), await login("bob")]
-    await pool.execute("UPDATE revocation_head SET origin = 'elsewhere/1/2'")
+    await pool.execute("UPDATE revocation_head SET origin = $1", DOUBTED)
     code, out, _ = await restore("--revoke-all", "--yes", "--json", "--reason", "backup", "--message", METACHARACTERS)
     body = json.loads(out)
     assert (code, body["sessions_ended"]) == (0, 2)
@@ -208,9 +208,6 @@ async def test_restore_ends_everyone_through_the_log_once(
     [row] = await pool.fetch("SELECT reason, message, receipt FROM revocation_log ORDER BY seq DESC LIMIT 1")
     assert (row["reason"], row["message"], row["receipt"].hex) == ("backup", METACHARACTERS, body["receipt"])
     assert await pool.fetchval("SELECT origin = database_origin() FROM revocation_head")
-    assert (
-        await pool.fetchval("SELECT detail->>'vouched' FROM audit WHERE action = 'database.restored'")
-        == "elsewhere/1/2"
-    )
+    assert await pool.fetchval("SELECT detail->>'vouched' FROM audit WHERE action = 'database.restored'") == DOUBTED
     await login("alice")
     assert (await restore("--json"))[1].count('"sessions": 1')
