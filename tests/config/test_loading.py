@@ -471,7 +471,7 @@ def test_a_variable_is_text_that_is_parsed_also_over_a_wrong_type_in_the_file(tm
         ("DATABASE_URL", "mysql://u:hunter2@x"),
         ("DATABASE_URL", "db/wardgate"),
         ("DATABASE_URL", "postgresql://u:hunter/2@h/x"),
-        ("DATABASE_URL", "postgresql://u:hunter#2@h/x"),
+        ("DATABASE_URL", "postgresql://u:hunt#2@h/x"),
         ("DATABASE_URL", "postgresql://u:hunter2@[h/x"),
         ("DATABASE_URL", "postgresql://u:hunter2@one:5432,two:99999/x"),
         ("REDIS_URL", "http://u:hunter2@x"),
@@ -485,7 +485,7 @@ def test_check_config_was_fine_with_a_url_that_serve_refuses(variable: str, url:
     option, server = ("database.url", "PostgreSQL") if variable == "DATABASE_URL" else ("redis.url", "Redis")
     assert told.startswith(f"{option}: must be a URL of {server}")
     assert told.endswith(f"(from {variable})")
-    assert "hunter" not in told
+    assert "hunt" not in told
 
 
 @pytest.mark.parametrize(
