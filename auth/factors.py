@@ -166,7 +166,7 @@ class Factors:
             raise Problem("unauthenticated", "there is no such session")
         return Opened(await self._sessions.admit(reading), secret)
 
-    async def _audit(self, writing: Writing, action: str, asker: Asker, detail: Mapping[str, str]) -> None:
+    async def _audit(self, writing: Writing, action: audit.Action, asker: Asker, detail: Mapping[str, str]) -> None:
         await audit.append(
             writing.connection,
             action,
@@ -177,7 +177,9 @@ class Factors:
             detail=detail,
         )
 
-    async def _tell(self, writing: Writing, action: str, letter: letters.Name, account: Account, asker: Asker) -> None:
+    async def _tell(
+        self, writing: Writing, action: audit.Action, letter: letters.Name, account: Account, asker: Asker
+    ) -> None:
         await self._audit(writing, action, asker, {})
         if self._mail.on:
             values = {"name": account.user.display_name, "at": letters.moment(self._revocations.database_now())}

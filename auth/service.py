@@ -415,7 +415,7 @@ async def take_over(writing: Writing, guest: Held) -> None:
     writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
 
 
-async def _audit_new(writing: Writing, action: str, id: str, client: Client) -> None:
+async def _audit_new(writing: Writing, action: audit.Action, id: str, client: Client) -> None:
     await audit.append(writing.connection, action, actor=f"user:{id}", target=f"user:{id}", address=client.address)
 
 

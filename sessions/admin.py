@@ -20,6 +20,7 @@ from config.database import Connection, Pool
 from config.http import Call, Caller, FieldError, Problem, Route, invalid, reply
 from config.redis import Unavailable as RedisAway
 from config.sealing import derive
+from sessions import audit
 from sessions.committer import Deed
 from sessions.errors import translated
 from sessions.idempotency import Key, key_of
@@ -375,8 +376,8 @@ def _deed(call: Call[RevocationRequest, Any]) -> Deed:
         detail["spread_seconds"] = body.spread_seconds
     if body.include_self:
         detail["include_self"] = True
-    action = {"session": "session.revoked", "user": "user.revoked", "role": "role.revoked"}
+    actions: Mapping[str, audit.Action] = {"session": "session.revoked", "user": "user.revoked", "role": "role.revoked"}
     kind, _, _ = body.target.name.partition(":")
     return Deed(
-        caller.name, action.get(kind, "everyone.revoked"), body.target.name, caller.sid or "", call.address, detail
+        caller.name, actions.get(kind, "everyone.revoked"), body.target.name, caller.sid or "", call.address, detail
     )

@@ -5,17 +5,53 @@ never changed; `chain` seals them.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from config.database import Connection, Pool
 from sessions.store import whole
 
 Executor = Connection | Pool
 
+Action = Literal[
+    "session.opened",
+    "session.ended",
+    "session.all_ended",
+    "session.stepped_up",
+    "session.token_reuse",
+    "session.revoked",
+    "user.revoked",
+    "role.revoked",
+    "everyone.revoked",
+    "user.created",
+    "guest.created",
+    "user.changed",
+    "user.password_changed",
+    "user.password_reset",
+    "user.password_disabled",
+    "user.email_change_asked",
+    "user.email_changed",
+    "user.factor_added",
+    "user.factor_removed",
+    "api_key.created",
+    "api_key.revoked",
+    "signing_key.rotated",
+    "signing_key.retired",
+    "webhook.created",
+    "webhook.deleted",
+    "webhook.enabled",
+    "webhook.tested",
+    "webhook.replayed",
+    "job.retried",
+    "job.dropped",
+    "database.restored",
+    "database.vouched",
+]
+"""All that rows say was done; webhooks can wait for these and no others."""
+
 
 async def append(
     connection: Connection,
-    action: str,
+    action: Action,
     *,
     actor: str,
     target: str = "",

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import asyncpg
@@ -40,7 +40,7 @@ class Deed(msgspec.Struct, frozen=True):
     """Who did it, for the audit. No row is written without an `action`."""
 
     actor: str = ""
-    action: str = ""
+    action: audit.Action | Literal[""] = ""
     target: str = ""
     sid: str = ""
     address: str = ""

@@ -80,7 +80,7 @@ async def drop(connection: Connection, id: str, deed: Deed) -> bool:
     return await _changed(connection, "job.dropped", await queue.drop(connection, id), deed)
 
 
-async def _changed(connection: Connection, action: str, job: queue.Found | None, deed: Deed) -> bool:
+async def _changed(connection: Connection, action: audit.Action, job: queue.Found | None, deed: Deed) -> bool:
     if job is None:
         return False
     detail = {"kind": job.kind, "attempts": job.attempts, "error": job.error}

@@ -127,6 +127,6 @@ async def nothing_lost(connection: Connection) -> None:
         await connection.execute(_VOUCH)
 
 
-async def _record(connection: Connection, action: str, before: Any, detail: dict[str, str]) -> None:
+async def _record(connection: Connection, action: audit.Action, before: Any, detail: dict[str, str]) -> None:
     origin = {"origin": before["origin"], "vouched": before["vouched"]}
     await audit.append(connection, action, actor="cli", target="database", detail={**origin, **detail})

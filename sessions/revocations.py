@@ -20,7 +20,7 @@ from config.clock import Clock
 from config.database import Connection, Pool
 from config.redis import Bus
 from config.tasks import Tasks
-from sessions import idempotency, registration
+from sessions import audit, idempotency, registration
 from sessions import log as revocation_log
 from sessions.applier import Applier, Closer
 from sessions.committer import Committer, Deed, Order
@@ -289,7 +289,7 @@ class Revocations:
         entry: Entry,
         *,
         actor: str = "",
-        action: str = "",
+        action: audit.Action | Literal[""] = "",
         target: str = "",
         wait: bool = False,
         timeout: float = 10.0,

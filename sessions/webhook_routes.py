@@ -91,7 +91,7 @@ async def _create(
 Change = Callable[[Connection, str], Awaitable[bool]]
 
 
-async def _change(connection: Connection, change: Change, action: str, id: str, by: Mapping[str, Any]) -> bool:
+async def _change(connection: Connection, change: Change, action: audit.Action, id: str, by: Mapping[str, Any]) -> bool:
     if not await change(connection, id):
         return False
     await audit.append(connection, action, target=f"webhook:{id}", **by)
@@ -152,6 +152,8 @@ class WebhookRoutes:
             outside.check(body.url, self._hooks.inside)
         except outside.Forbidden as error:
             raise invalid("url", str(error)) from None
+        if unknown := webhooks.unknown(body.events):
+            raise invalid("events", unknown)
         async with self._changing(call) as connection:
             try:
                 made = await _create(connection, self._sealer, body.url, body.events, _by(call))
@@ -168,7 +170,7 @@ class WebhookRoutes:
     async def test(self, call: Call[Nothing, Nothing]) -> None:
         await self._changed(call, _tested, "webhook.tested")
 
-    async def _changed(self, call: Call[Any, Nothing], change: Change, action: str) -> None:
+    async def _changed(self, call: Call[Any, Nothing], change: Change, action: audit.Action) -> None:
         try:
             id = UUID(call.path("id")).hex
         except ValueError:
@@ -212,8 +214,10 @@ async def create_webhook(
     common: Common = COMMON,
 ) -> None:
     """Tell an address what happens. Its secret is shown this once."""
-    if unknown := [one for one in event if not EVENT.fullmatch(one)]:
-        raise Usage(f'--event {unknown[0]!r}: like "session.revoked", "session.*" or "*"')
+    if wrong := [one for one in event if not EVENT.fullmatch(one)]:
+        raise Usage(f'--event {wrong[0]!r}: like "session.revoked", "session.*" or "*"')
+    if unknown := webhooks.unknown(event):
+        raise Usage(f"--event {unknown}")
     async with database(common) as (settings, pool), pool.acquire() as connection, connection.transaction():
         try:
             outside.check(url, webhooks.networks(settings.webhooks))
@@ -282,7 +286,7 @@ def _id(text: str) -> str:
         raise Usage(f"{text!r} is no webhook's id") from None
 
 
-async def _from_the_command(id: str, change: Change, action: str, common: Common) -> None:
+async def _from_the_command(id: str, change: Change, action: audit.Action, common: Common) -> None:
     wanted = _id(id)
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         if not await _change(connection, change, action, wanted, _CLI):

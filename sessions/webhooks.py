@@ -17,7 +17,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import uuid4
 
 import aiohttp
@@ -31,10 +31,22 @@ from config.http import rfc3339
 from config.jobs import GiveUp, Job, Jobs, Kind, enqueue
 from config.sealing import Sealer
 from config.settings import Webhooks as Settings
+from sessions import audit
 
 JOB: Final = "webhook"
 MOST: Final = 100
 """Webhooks that there may be."""
+
+_TOLD_AS: Final[Mapping[str, tuple[str, ...]]] = {
+    "session.opened": ("session.created",),
+    **dict.fromkeys(("session.ended", "session.all_ended", "session.token_reuse"), ("session.revoked",)),
+    **dict.fromkeys(("user.revoked", "role.revoked", "everyone.revoked"), ("session.revoked",)),
+    "user.changed": ("user.disabled", "user.enabled", "user.roles_changed"),
+}
+"""What webhooks are told of an action where it is another name: as `webhook_event` has it (migration 0014)."""
+
+EVENTS: Final = {"login.failed"}.union(*(_TOLD_AS.get(action, (action,)) for action in get_args(audit.Action)))
+"""All that a webhook can hear of, but for its own test."""
 
 EVENT = re.compile(r"\*|[a-z_]{1,32}\.(\*|[a-z_]{1,32})")
 _PREFIX = "whsec_"
@@ -106,6 +118,15 @@ class Webhooks:
         if not 200 <= status < 300:
             raise ConnectionError(f"answered {status}")
         await self._pool.execute(_DELIVERED, id)
+
+
+def unknown(wanted: Sequence[str]) -> str:
+    """What to say of the first of these that would never be told; "" when there is none."""
+    known = EVENTS | {"*"} | {event.partition(".")[0] + ".*" for event in EVENTS}
+    for one in wanted:
+        if one not in known:
+            return f"{one!r} never happens; what does: {', '.join(sorted(EVENTS))}"
+    return ""
 
 
 def networks(settings: Settings) -> Sequence[outside.Network]:

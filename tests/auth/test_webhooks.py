@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import asyncpg
@@ -21,7 +21,7 @@ from config import commands as shared
 from config import jobs as jobs_module
 from config.redis import Pipe
 from config.settings import Settings, with_values
-from sessions import webhooks
+from sessions import audit, webhooks
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 from sessions.webhook_routes import app
@@ -247,6 +247,9 @@ async def test_a_webhook_that_is_deleted_hears_nothing_more(
         ({"url": "https://user:secret@example.org/"}, "url"),
         ({"url": "https://example.org/", "events": []}, "events"),
         ({"url": "https://example.org/", "events": ["Session"]}, "events[0]"),
+        ({"url": "https://example.org/", "events": ["user.created", "nope.nope"]}, "events"),
+        ({"url": "https://example.org/", "events": ["nope.*"]}, "events"),
+        ({"url": "https://example.org/", "events": ["session.opened"]}, "events"),
         ({"url": "https://example.org/", "events": ["session.revoked"] * 33}, "events"),
         ({"url": "https://example.org/" + "x" * 2000}, "url"),
     ],
@@ -298,10 +301,24 @@ async def test_the_command_makes_tries_replays_and_deletes(
     for wrong in (
         ("create", "http://10.0.0.1/"),
         ("create", url, "--event", "x"),
+        ("create", url, "--event", "nope.nope"),
         ("test", "x"),
         ("replay", one["id"], "--since", "soon"),
     ):
         assert (await run(*wrong))[0] == 2
+
+
+async def test_every_event_that_the_database_can_make_of_an_action_can_be_asked_for_and_no_other(
+    pool: asyncpg.Pool,
+) -> None:
+    changes = [
+        {"before": {"disabled": before}, "after": {"disabled": after}}
+        for before in (False, True)
+        for after in (False, True)
+    ]
+    text = "SELECT DISTINCT webhook_event(a, d) FROM unnest($1::text[]) AS a, jsonb_array_elements($2::jsonb) AS d"
+    made = {record[0] for record in await pool.fetch(text, list(get_args(audit.Action)), changes)}
+    assert made | {"login.failed"} == webhooks.EVENTS
 
 
 def test_the_signature_of_the_specification() -> None:

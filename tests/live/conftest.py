@@ -290,7 +290,7 @@ class Worker:
     async def revoke(self, **entry: Any) -> None:
         """A row of the log, applied here when this returns."""
         kind = Kind[entry.pop("kind", "session").upper()]
-        await self.app.revocations.order(Entry(kind=kind, **entry), Deed("tests", "test", ""), known=False)
+        await self.app.revocations.order(Entry(kind=kind, **entry), Deed("tests", "session.revoked", ""), known=False)
 
 
 Start = Callable[..., Awaitable[Worker]]

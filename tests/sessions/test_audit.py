@@ -33,7 +33,7 @@ async def test_making_months_again_changes_nothing_even_at_once(pool: asyncpg.Po
 
 async def test_a_row_goes_to_its_month(pool: asyncpg.Pool) -> None:
     async with pool.acquire() as connection:
-        await audit.append(connection, "a.b", actor="cli")
+        await audit.append(connection, "job.retried", actor="cli")
     where = await pool.fetchval("SELECT tableoid::regclass::text FROM audit")
     assert where == named(datetime.now(UTC)) or where in await months(pool)
     assert where != "audit_other"
@@ -70,7 +70,7 @@ async def test_a_rolled_back_deed_leaves_no_row(pool: asyncpg.Pool) -> None:
     async with pool.acquire() as connection:
         transaction = connection.transaction()
         await transaction.start()
-        await audit.append(connection, "a.b", actor="cli")
+        await audit.append(connection, "job.retried", actor="cli")
         await transaction.rollback()
     assert await audit.page(pool, audit.Filter(), limit=5) == []
 
@@ -78,7 +78,7 @@ async def test_a_rolled_back_deed_leaves_no_row(pool: asyncpg.Pool) -> None:
 async def test_detail_comes_back_as_it_was(pool: asyncpg.Pool) -> None:
     detail = {"text": """'; DROP TABLE audit; -- "\\""", "n": 1, "list": [None, True, {"x": "\N{SNOWMAN}"}]}
     async with pool.acquire() as connection:
-        await audit.append(connection, "a.b", actor="cli", detail=detail)
+        await audit.append(connection, "job.retried", actor="cli", detail=detail)
     [entry] = await audit.page(pool, audit.Filter(), limit=5)
     assert entry.detail == detail
     assert entry.at == pytest.approx(datetime.now(UTC).timestamp(), abs=60)

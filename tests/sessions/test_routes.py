@@ -451,8 +451,10 @@ async def test_the_audit_is_filtered_and_paged(site: Site, admin: Opened, pool: 
     await pool.execute("DELETE FROM audit")
     async with pool.acquire() as connection:
         for n in range(5):
-            await audit.append(connection, "user.disabled", actor="user:root", target=f"user:{n}", detail={"n": n})
-        await audit.append(connection, "key.made", actor="cli", target=METACHARACTERS, sid="s", address="192.0.2.1")
+            await audit.append(connection, "user.changed", actor="user:root", target=f"user:{n}", detail={"n": n})
+        await audit.append(
+            connection, "api_key.created", actor="cli", target=METACHARACTERS, sid="s", address="192.0.2.1"
+        )
 
     async def page(**query: Any) -> Any:
         status, body = await site.call("GET", "/admin/audit", admin, params=query)
@@ -460,13 +462,13 @@ async def test_the_audit_is_filtered_and_paged(site: Site, admin: Opened, pool: 
         return body
 
     body = await page()
-    assert [item["action"] for item in body["items"]] == ["key.made"] + ["user.disabled"] * 5
+    assert [item["action"] for item in body["items"]] == ["api_key.created"] + ["user.changed"] * 5
     newest = body["items"][0]
     assert (newest["actor"], newest["target"], newest["sid"]) == ("cli", METACHARACTERS, "s")
     assert (newest["address"], newest["detail"]) == ("192.0.2.1", {})
     assert MOMENT.fullmatch(newest["at"])
     assert [i["detail"]["n"] for i in (await page(actor="user:root"))["items"]] == [4, 3, 2, 1, 0]
-    assert [i["target"] for i in (await page(action="key.made"))["items"]] == [METACHARACTERS]
+    assert [i["target"] for i in (await page(action="api_key.created"))["items"]] == [METACHARACTERS]
     assert len((await page(action="user"))["items"]) == 5
     assert len((await page(target=METACHARACTERS))["items"]) == 1
     assert len((await page(sid="s"))["items"]) == 1
