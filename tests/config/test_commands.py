@@ -316,7 +316,7 @@ def test_check_config_says_what_is_wrong(
 def test_check_config_took_a_folder_and_did_not_look_at_it() -> None:
     app = cyclopts.App()
     app.command(operate.check_config, name="check-config")
-    assert main(app, ["check-config", "--data", "."]) == 2
+    assert main(app, ["check-config", "--dev", "--data", "."]) == 2
 
 
 def test_without_a_database_the_way_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
