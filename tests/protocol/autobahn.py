@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import base64
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -126,4 +127,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # threads of the suite's native part may still call into an interpreter that ends, which aborts it
