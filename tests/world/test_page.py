@@ -335,7 +335,7 @@ async def test_an_admin_adds_a_webhook_sees_its_secret_once_tries_and_deletes_it
     async with RawTestServer(hear) as server:
         url = str(server.make_url("/hook"))
         await add.get_by_label("Address").fill(url)
-        await add.get_by_label("Events").fill("role.*  user.disabled")
+        await add.get_by_label("Events").fill("session.*  user.disabled")
         await admin.keyboard.press("Enter")
         await expect(admin.locator("#webhook-secret")).to_be_focused()
         secret = await admin.locator("#webhook-secret").inner_text()
@@ -343,7 +343,7 @@ async def test_an_admin_adds_a_webhook_sees_its_secret_once_tries_and_deletes_it
         assert secret.startswith("whsec_")
         assert secret not in await admin.content()
         row = admin.locator("#webhooks tr").filter(has_text=url)
-        await expect(row).to_contain_text("role.* user.disabled")
+        await expect(row).to_contain_text("session.* user.disabled")
         await row.get_by_role("button", name=f"Test: {url}").click()
         headers, body = await asyncio.wait_for(heard.get(), 10)
     key = base64.b64decode(secret.removeprefix("whsec_"))
