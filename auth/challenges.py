@@ -45,8 +45,7 @@ class Challenges:
     """Makes and reads. `now` is the database's clock as this process holds it."""
 
     def __init__(self, settings: SessionSettings, *, now: Callable[[], float]) -> None:
-        previous = [key.get_secret_value().encode() for key in settings.previous_secret_keys]
-        self._sealer = Sealer(settings.secret_key.get_secret_value().encode(), previous, purpose="challenges")
+        self._sealer = Sealer.of(settings, "challenges")
         self._now = now
 
     def make(self, user: str, version: int, address: str) -> str:

@@ -24,7 +24,7 @@ from auth.passwords import hasher
 from auth.tokens import AccessTokens
 from auth.users import Account, User
 from config.clock import SystemClock, walltime
-from config.commands import COMMON, Common, database, settings_for, show
+from config.commands import COMMON, Common, database, page_of, settings_for, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
 from config.http import Problem, rfc3339
@@ -86,13 +86,8 @@ async def list_users(
     common: Common = COMMON,
 ) -> None:
     """Accounts, oldest first."""
-    if not 1 <= limit <= 1000:
-        raise Usage("--limit is a number from 1 to 1000")
+    cursor = page_of(limit, after, accounts.read_cursor)
     by = accounts.Filter(accounts.email_key(email) or None, role or None, None if disabled is None else not disabled)
-    try:
-        cursor = accounts.read_cursor(after)
-    except ValueError:
-        raise Usage("--after is the `next` of the page before") from None
     async with database(common) as (_, pool):
         items, following = await accounts.page(pool, by, limit=limit, after=cursor)
     rows = [_shown(user) for user in items]

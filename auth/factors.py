@@ -181,7 +181,5 @@ class Factors:
         self, writing: Writing, action: audit.Action, letter: letters.Name, account: Account, asker: Asker
     ) -> None:
         await self._audit(writing, action, asker, {})
-        if self._mail.on:
-            values = {"name": account.user.display_name, "at": letters.moment(self._revocations.database_now())}
-            language = letters.language_of(asker.client.language, self._mail.language)
-            await letters.post(writing.connection, letters.Order(letter, account.user.email, language, values))
+        at = self._revocations.database_now()
+        await letters.tell(writing.connection, self._mail, letter, account.user, asker.client.language, at)

@@ -88,11 +88,7 @@ class SigningKey:
 
 def key_sealer(settings: Sessions) -> Sealer:
     """Seals signing keys."""
-    return Sealer(
-        settings.secret_key.get_secret_value().encode(),
-        [s.get_secret_value().encode() for s in settings.previous_secret_keys],
-        purpose="signing keys",
-    )
+    return Sealer.of(settings, "signing keys")
 
 
 class Keys:

@@ -15,7 +15,7 @@ from auth import letters, one_time, users
 from auth import passwords as policy
 from auth.letters import Order, Token
 from auth.passwords import Passwords
-from auth.service import Client, end_logins, guest_of, take_over
+from auth.service import Client, end_logins, guest_of, registrable, take_over
 from auth.throttle import Throttle
 from auth.totp import Freshness
 from auth.users import Account
@@ -79,13 +79,7 @@ class Mailboxes:
         """An account for whoever opens the link in the letter. Problems: forbidden, invalid, too_many_attempts,
         busy."""
         self._require_mail()
-        if not self._settings.registration:
-            raise Problem("forbidden", "registration is closed")
-        if not users.is_email(email):
-            raise invalid("email", "an e-mail address")
-        if not users.is_display_name(display_name):
-            raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
-        normal = policy.acceptable("password", password, self._passwords.min_length, (email, display_name))
+        normal = registrable(self._settings, email, password, display_name)
         await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
         stored = await self._passwords.hash(normal)
         with translated():
@@ -230,10 +224,8 @@ class Mailboxes:
                     address=client.address,
                     detail={"sessions_ended": ended},
                 )
-                at = letters.moment(self._revocations.database_now())
-                values = {"name": account.user.display_name, "at": at}
-                language = self._language(client)
-                await letters.post(connection, Order("password_changed", account.user.email, language, values))
+                at = self._revocations.database_now()
+                await letters.tell(connection, self._mail, "password_changed", account.user, client.language, at)
         await self._throttle.know(client.address, account.email_key)
         self._jobs.wake()
 

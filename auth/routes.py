@@ -523,8 +523,8 @@ class Accounts:
         self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), clock=clock)
         self.passwords = Passwords(settings.auth)
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
-        previous = [key.get_secret_value().encode() for key in settings.sessions.previous_secret_keys]
-        devices = DeviceCookies(secret.encode(), previous, now=now)
+        today, *previous = settings.sessions.secrets
+        devices = DeviceCookies(today, previous, now=now)
         mail = settings.mail
         codes, freshness = Codes(settings.sessions, product=mail.product), Freshness(pool, settings.auth, now=now)
         self.people = Users(

@@ -120,13 +120,7 @@ class Users:
     async def register(self, email: str, password: str, display_name: str, mode: Mode, client: Client) -> LoggedIn:
         """A new account and its first session. Problems: forbidden, invalid, too_many_attempts, email_taken, busy."""
         self._require_local()
-        if not self._settings.registration:
-            raise Problem("forbidden", "registration is closed")
-        if not users.is_email(email):
-            raise invalid("email", "an e-mail address")
-        if not users.is_display_name(display_name):
-            raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
-        normal = policy.acceptable("password", password, self._passwords.min_length, (email, display_name))
+        normal = registrable(self._settings, email, password, display_name)
         await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
         key = users.email_key(email)
         with translated():
@@ -333,11 +327,8 @@ class Users:
     async def _tell(
         self, connection: Connection, letter: letters.Name, user: User, client: Client, more: Mapping[str, str] = {}
     ) -> None:
-        """A notice that something happened, where letters are sent."""
-        if self._mail.on:
-            values = {"name": user.display_name, "at": letters.moment(self._revocations.database_now()), **more}
-            language = letters.language_of(client.language, self._mail.language)
-            await letters.post(connection, letters.Order(letter, user.email, language, values))
+        at = self._revocations.database_now()
+        await letters.tell(connection, self._mail, letter, user, client.language, at, more)
 
     # -- what admins do
 
@@ -439,6 +430,17 @@ async def end_logins(writing: Ledger, id: str, now: float, *, except_sid: str = 
     for sid in others:
         writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REVOKED, reason="password_changed"))
     return len(others)
+
+
+def registrable(settings: Auth, email: str, password: str, display_name: str) -> str:
+    """What every new account is held to; the password as it is hashed. Problems: forbidden, invalid."""
+    if not settings.registration:
+        raise Problem("forbidden", "registration is closed")
+    if not users.is_email(email):
+        raise invalid("email", "an e-mail address")
+    if not users.is_display_name(display_name):
+        raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
+    return policy.acceptable("password", password, settings.password_min_length, (email, display_name))
 
 
 def checked_roles(roles: Iterable[str]) -> tuple[str, ...]:

@@ -56,10 +56,8 @@ class Codes:
     """Makes and takes codes."""
 
     def __init__(self, settings: SessionSettings, *, product: str) -> None:
-        today = settings.secret_key.get_secret_value().encode()
-        previous = [key.get_secret_value().encode() for key in settings.previous_secret_keys]
-        self._sealer = Sealer(today, previous, purpose="totp secrets")
-        self._keys = [derive(one, "recovery codes") for one in (today, *previous)]
+        self._sealer = Sealer.of(settings, "totp secrets")
+        self._keys = [derive(secret, "recovery codes") for secret in settings.secrets]
         self._product = product
 
     async def begin(self, connection: Connection, subject: str, name: str) -> Begun | None:

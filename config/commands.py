@@ -80,6 +80,16 @@ def settings_for(common: Common, environ: Mapping[str, str] = os.environ) -> Set
         raise
 
 
+def page_of(limit: int, after: str, read: Callable[[str], T]) -> T:
+    """The place that `--after` names, as `read` takes it (ValueError for what is none), and `--limit` in its bounds."""
+    if not 1 <= limit <= 1000:
+        raise Usage("--limit is a number from 1 to 1000")
+    try:
+        return read(after)
+    except ValueError:
+        raise Usage("--after is the `next` of the page before") from None
+
+
 @contextlib.asynccontextmanager
 async def database(common: Common) -> AsyncIterator[tuple[Settings, Pool]]:
     """The settings and an open pool for one command. Away after 30 s without a database."""

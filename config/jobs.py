@@ -21,7 +21,7 @@ import asyncpg
 import structlog
 
 from config.database import Connection, Pool
-from config.tasks import Tasks
+from config.tasks import Tasks, is_cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -240,7 +240,7 @@ class Jobs:
                 await kind.run(job)
             outcome = _Outcome(job, kind.every or None, less=job.attempt)
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 self._outcomes.append(_Outcome(job, 0.0, "its process ended", less=1))
                 raise
             outcome = self._failure(job, kind, error)  # what it waited for was cancelled, not it
@@ -290,11 +290,6 @@ class Jobs:
         self._count_at = now + COUNT_EVERY
         record = await self._pool.fetchrow(_COUNT, COUNTED)
         self._figures |= {} if record is None else dict(record)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 # -- for those who look at them

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from config.settings import Sessions
+
 _VERSION = b"\x01"
 _NONCE = 12
 
@@ -35,6 +37,12 @@ class Sealer:
             raise ValueError("sessions.secret_key is empty")
         self._keys = {_id(key): AESGCM(key) for key in (derive(s, purpose) for s in (*previous, secret))}
         self._today = _id(derive(secret, purpose))
+
+    @classmethod
+    def of(cls, settings: Sessions, purpose: str) -> "Sealer":
+        """With the secrets of the settings."""
+        today, *previous = settings.secrets
+        return cls(today, previous, purpose=purpose)
 
     def seal(self, plain: bytes, about: str) -> bytes:
         nonce = os.urandom(_NONCE)

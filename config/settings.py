@@ -307,6 +307,11 @@ class Sessions(Section):
     hold: Seconds = 15.0
     max_hold: Seconds = 600.0
 
+    @property
+    def secrets(self) -> list[bytes]:
+        """`secret_key` and those before it, today's first."""
+        return [key.get_secret_value().encode() for key in (self.secret_key, *self.previous_secret_keys)]
+
 
 class Auth(Section):
     local_accounts: bool = True

@@ -15,6 +15,12 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 
+def is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs: a CancelledError may also come from what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Tasks:
     """The background tasks of one part. `failures` counts the exceptions that ended one of them."""
 
@@ -64,8 +70,7 @@ class Tasks:
 
     def _failed(self, name: str) -> None:
         """Within an `except`. The task's own cancellation is no failure: it goes on its way."""
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_cancelled():
             raise
         self.failures += 1
         log.exception("background_task_failed", task=name)

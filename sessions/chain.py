@@ -102,8 +102,7 @@ class _Broken(Exception):
 
 def sealer(policy: Policy) -> Sealer:
     """Seals batches with today's secret, and knows those of the ones before."""
-    previous = [key.get_secret_value().encode() for key in policy.previous_secret_keys]
-    return Sealer(policy.secret_key.get_secret_value().encode(), previous, purpose="audit chain")
+    return Sealer.of(policy, "audit chain")
 
 
 def read_head(text: str) -> Head:

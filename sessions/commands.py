@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 from cyclopts import App, Parameter
 
-from config.commands import COMMON, DONE, Common, database, need, say, show
+from config.commands import COMMON, DONE, Common, database, need, page_of, say, show
 from config.database import Connection
 from config.errors import Failure, Usage
 from config.http import rfc3339
@@ -36,12 +36,11 @@ async def list_sessions(
     common: Common = COMMON,
 ) -> None:
     """Live sessions, newest first."""
-    if not 1 <= limit <= 1000:
-        raise Usage("--limit is a number from 1 to 1000")
+    place = page_of(limit, _plain(after), store.read_cursor)
     by = store.Filter(subject=_plain(user), issuer=_plain(issuer) or None)
     async with database(common) as (_, pool):
         now = await store.database_now(pool)
-        items, cursor = await store.page(pool, by, now=now, limit=limit, after=_cursor(after))
+        items, cursor = await store.page(pool, by, now=now, limit=limit, after=place)
         if not items and "@" in user and await store.subject(pool, user) is None:
             raise _no_user(user)
     rows = [_shown(session, now) for session in items]
@@ -72,8 +71,7 @@ async def end(
     """End one session, or all of a user; their connections close with 4501."""
     if bool(sid) == bool(user):
         raise Usage("name a session, or --user")
-    if not 1 <= len(_plain(reason)) <= 64 or len(_plain(message)) > 500:
-        raise Usage("--reason has 1 to 64 characters, --message at most 500")
+    _check_said(reason, message)
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         if sid:
             session = await _find(connection, sid)
@@ -109,8 +107,7 @@ async def restore(
     """
     if revoke_all and nothing_lost:
         raise Usage("--revoke-all or --nothing-lost, not both")
-    if not 1 <= len(_plain(reason)) <= 64 or len(_plain(message)) > 500:
-        raise Usage("--reason has 1 to 64 characters, --message at most 500")
+    _check_said(reason, message)
     async with database(common) as (_, pool), pool.acquire() as connection:
         found = await restoring.survey(connection)
         if not common.json:
@@ -199,11 +196,10 @@ def _shown(session: Session, now: float) -> Mapping[str, Any]:
     }
 
 
-def _cursor(after: str) -> store.Cursor | None:
-    try:
-        return store.read_cursor(_plain(after))
-    except ValueError:
-        raise Usage("--after is the `next` of the page before") from None
+def _check_said(reason: str, message: str) -> None:
+    """What clients are to see of an end."""
+    if not 1 <= len(_plain(reason)) <= 64 or len(_plain(message)) > 500:
+        raise Usage("--reason has 1 to 64 characters, --message at most 500")
 
 
 def _plain(text: str) -> str:
@@ -239,12 +235,7 @@ async def list_audit(
     common: Common = COMMON,
 ) -> None:
     """Who did what to whom, newest first."""
-    if not 1 <= limit <= 1000:
-        raise Usage("--limit is a number from 1 to 1000")
-    try:
-        place = audit.read_place(after)
-    except ValueError:
-        raise Usage("--after is the `next` of the page before") from None
+    place = page_of(limit, after, audit.read_place)
     by = audit.Filter(*map(_plain, (actor, action, target, sid)))
     async with database(common) as (_, pool):
         entries = await audit.page(pool, by, limit=limit + 1, after=place)

@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import App, Parameter
 
 from config import jobs as queue
-from config.commands import COMMON, Common, database, show
+from config.commands import COMMON, Common, database, page_of, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
 from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
@@ -156,9 +156,7 @@ class JobRoutes:
         """In a transaction that holds the session which asks (7e)."""
         id, deed = _id(call), _deed(call)
         with translated():
-            async with self._revocations.writing(actor=deed.actor) as writing:
-                if deed.sid:
-                    await writing.require_live(deed.sid)
+            async with self._revocations.acting(deed.actor, deed.sid) as writing:
                 if not await change(writing.connection, id, deed):
                     raise Problem("not_found")
 
@@ -197,12 +195,7 @@ async def list_jobs(
     common: Common = COMMON,
 ) -> None:
     """Jobs that wait or were given up, newest first."""
-    if not 1 <= limit <= 1000:
-        raise Usage("--limit is a number from 1 to 1000")
-    try:
-        cursor = queue.read_cursor(after)
-    except ValueError:
-        raise Usage("--after is the `next` of the page before") from None
+    cursor = page_of(limit, after, queue.read_cursor)
     async with database(common) as (_, pool):
         items, following = await queue.page(pool, kind, True if dead else None, limit=limit, after=cursor)
     rows: Sequence[Mapping[str, Any]] = [msgspec.structs.asdict(view(job)) for job in items]

@@ -284,6 +284,14 @@ class Revocations:
         for committed in written.receipts:
             writing.receipt = self._receipts.here(committed.receipt)
 
+    @asynccontextmanager
+    async def acting(self, actor: str, sid: str | None) -> AsyncIterator[Writing]:
+        """The same for what asks over HTTP: it holds the session that acts, where it is no API key (7e)."""
+        async with self.writing(actor=actor) as writing:
+            if sid:
+                await writing.require_live(sid)
+            yield writing
+
     async def revoke(
         self,
         entry: Entry,

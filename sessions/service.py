@@ -122,11 +122,7 @@ class Sessions:
         self._revocations = revocations
         self._policy = policy
         self._clock = clock
-        self._sealer = Sealer(
-            policy.secret_key.get_secret_value().encode(),
-            [key.get_secret_value().encode() for key in policy.previous_secret_keys],
-            purpose="session keys",
-        )
+        self._sealer = Sealer.of(policy, "session keys")
         self._chain = chain.sealer(policy)
         self._secrets: Batch[bytes, Reading] = Batch(self._load_secrets)
         self._sids: Batch[str, Reading] = Batch(self._load_sids)

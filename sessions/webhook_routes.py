@@ -1,8 +1,7 @@
 """Webhooks as admins see them: made, listed, tried, enabled, deleted, replayed; over HTTP and by `run.py webhooks`."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -63,8 +62,7 @@ class MadeWebhook(msgspec.Struct, frozen=True):
 
 def sealer(settings: SessionSettings) -> Sealer:
     """What webhooks' secrets are sealed with."""
-    previous = [key.get_secret_value().encode() for key in settings.previous_secret_keys]
-    return Sealer(settings.secret_key.get_secret_value().encode(), previous, purpose="webhooks")
+    return Sealer.of(settings, "webhooks")
 
 
 def view(webhook: Webhook) -> WebhookView:
@@ -154,11 +152,12 @@ class WebhookRoutes:
             raise invalid("url", str(error)) from None
         if unknown := webhooks.unknown(body.events):
             raise invalid("events", unknown)
-        async with self._changing(call) as connection:
-            try:
-                made = await _create(connection, self._sealer, body.url, body.events, _by(call))
-            except ValueError as error:
-                raise invalid("url", str(error)) from None
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                try:
+                    made = await _create(writing.connection, self._sealer, body.url, body.events, _by(call))
+                except ValueError as error:
+                    raise invalid("url", str(error)) from None
         return MadeWebhook(*made)
 
     async def delete(self, call: Call[None, Nothing]) -> None:
@@ -175,19 +174,11 @@ class WebhookRoutes:
             id = UUID(call.path("id")).hex
         except ValueError:
             raise Problem("not_found") from None
-        async with self._changing(call) as connection:
-            if not await _change(connection, change, action, id, _by(call)):
-                raise Problem("not_found")
-        self._jobs.wake()
-
-    @asynccontextmanager
-    async def _changing(self, call: Call[Any, Nothing]) -> AsyncIterator[Connection]:
-        """A transaction that holds the session which asks (7e)."""
         with translated():
-            async with self._revocations.writing(actor=call.who.name) as writing:
-                if call.who.sid:
-                    await writing.require_live(call.who.sid)
-                yield writing.connection
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                if not await _change(writing.connection, change, action, id, _by(call)):
+                    raise Problem("not_found")
+        self._jobs.wake()
 
 
 async def _tested(connection: Connection, id: str) -> bool:

@@ -19,6 +19,7 @@ import jinja2
 import msgspec
 
 from auth import one_time
+from auth.users import User
 from config.database import Connection, Pool
 from config.jobs import GiveUp, Job, Kind, enqueue
 from config.mail import Letter, Mailer, Undeliverable
@@ -67,6 +68,21 @@ class Order(msgspec.Struct, frozen=True):
 async def post(connection: Connection, *orders: Order) -> None:
     """Letters that go out when the caller's transaction has been committed."""
     await enqueue(connection, JOB, [msgspec.to_builtins(order) for order in orders])
+
+
+async def tell(
+    connection: Connection,
+    settings: Mail,
+    letter: Name,
+    user: User,
+    accepted: str,
+    at: float,
+    more: Mapping[str, str] = {},
+) -> None:
+    """A notice that something happened to `user` at a time, where letters are sent; `accepted`: an Accept-Language."""
+    if settings.on:
+        values = {"name": user.display_name, "at": moment(at), **more}
+        await post(connection, Order(letter, user.email, language_of(accepted, settings.language), values))
 
 
 def language_of(accepted: str, otherwise: str) -> str:
