@@ -241,11 +241,12 @@ async def the_backend(story: Story, user: str) -> None:
 
 
 async def what_the_database_holds(story: Story) -> None:
-    """Hashes are secrets too."""
+    """Hashes are secrets too, but for the audit chain's: its heads are logged so that they stand outside the database."""
     connection = await asyncpg.connect(story.world.info["database_url"])
     try:
         tables = await connection.fetch(
             "SELECT table_name AS t FROM information_schema.tables WHERE table_schema = 'public'"
+            " AND table_name <> 'audit_batches'"
         )
         for table in (r["t"] for r in tables):
             for n, row in enumerate(await connection.fetch(f"SELECT * FROM {table} LIMIT 200")):
