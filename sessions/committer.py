@@ -18,10 +18,11 @@ import msgspec
 from config.database import Connection, Pool
 from config.http import Problem
 from sessions import audit, idempotency
-from sessions.errors import Unavailable
+from sessions.acting import Actors
+from sessions.errors import SessionEnded, Unavailable
 from sessions.idempotency import Key
 from sessions.log import Entry, Group, Written, write
-from sessions.model import Kind
+from sessions.model import Ended, Kind
 from sessions.transactions import OutcomeUnknown, transaction
 
 MOST = 500
@@ -70,17 +71,27 @@ class Order:
             self.done.set_result((receipt, earlier))
 
 
-class Committer:
-    """One a process. `then(written)` runs right after each COMMIT, before anybody who waits is told."""
+class _Overtaken(Exception):
+    """Sessions that act ended before the batch had the head: nothing of it is done. By receipt."""
 
-    def __init__(self, pool: Pool, then: Callable[[Written], None]) -> None:
+    def __init__(self, ended: dict[str, Ended]) -> None:
+        self.ended = ended
+
+
+class Committer:
+    """One a process. `then(written)` runs right after each COMMIT, before anybody who waits is told. `now`: the
+    database's clock as it is held here."""
+
+    def __init__(self, pool: Pool, then: Callable[[Written], None], now: Callable[[], float]) -> None:
         self._pool = pool
         self._then = then
+        self._now = now
         self._waiting: deque[Order] = deque()
         self._wake = asyncio.Event()
 
     async def submit(self, order: Order) -> tuple[str, bool]:
-        """Wait until it is committed. Raises Problem: not_found, idempotency_conflict, unavailable, outcome_unknown."""
+        """Wait until it is committed. Raises Problem: not_found, idempotency_conflict, unavailable, outcome_unknown;
+        SessionEnded where the session that acts is over (7e)."""
         if len(self._waiting) >= WAITING:
             raise Problem("busy", retry_after=1)
         self._waiting.append(order)
@@ -124,6 +135,12 @@ class Committer:
         except asyncio.CancelledError:
             self._refuse(batch, OutcomeUnknown())
             raise
+        except _Overtaken as overtaken:
+            for order in batch:
+                if order.receipt in overtaken.ended:
+                    order.refuse(SessionEnded(overtaken.ended[order.receipt]))
+            if rest := [order for order in batch if order.receipt not in overtaken.ended]:
+                await self._commit(rest)
         except asyncpg.PostgresError as error:  # of a statement: nothing was committed
             if len(batch) == 1:
                 self._refuse(batch, _told(error))
@@ -152,19 +169,32 @@ class Committer:
                     order.answer(earlier[order.receipt], earlier=True)
 
         async with transaction(self._pool, then) as connection:
+            actors = await Actors.read(connection, {o.deed.sid for o in batch if o.deed.sid}, self._now())
             there = await _there(connection, batch)
-            found = [order for order in batch if _is_there(order, there)]
+            found = [o for o in batch if actors.ended(o.deed.sid) is None and _is_there(o, there)]
             earlier.update(await idempotency.claim(connection, {o.receipt: o.key for o in found if o.key}))
             going.extend(order for order in found if order.receipt not in earlier)
             await record(connection, [(order.deed, order.receipt) for order in going])
             if going:
                 groups = [Group(o.receipt, [o.entry.draft(o.receipt)], o.deed.actor) for o in going]
                 written = await write(connection, groups)
+                await actors.look_again(connection)
+                if overtaken := _overtaken(actors, going, written):
+                    raise _Overtaken(overtaken)
         for order in batch:
-            if not _is_there(order, there):
+            if (ended := actors.ended(order.deed.sid)) is not None:
+                order.refuse(SessionEnded(ended))
+            elif not _is_there(order, there):
                 order.refuse(Problem("not_found"))
             elif earlier.get(order.receipt) == "":
                 order.refuse(idempotency.conflict())
+
+
+def _overtaken(actors: Actors, orders: Sequence[Order], written: Written) -> dict[str, Ended]:
+    """Whose session was ended by a row before their own, by receipt."""
+    places = {row.receipt: row.seq for row in reversed(written.rows)}
+    found = {o.receipt: actors.ended(o.deed.sid, places[o.receipt]) for o in orders}
+    return {receipt: ended for receipt, ended in found.items() if ended is not None}
 
 
 async def record(connection: Connection, deeds: Sequence[tuple[Deed, str]]) -> None:

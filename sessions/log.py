@@ -98,6 +98,8 @@ l.min_version, l.receipt, l.spread_seconds, extract(epoch FROM l.committed_at)::
 """
 """Of the log `l`, as `row_of` reads them."""
 
+_AFTER = f"SELECT {COLUMNS} FROM revocation_log l WHERE l.seq > $1 ORDER BY l.seq"  # noqa: S608
+
 # now() and arrays of what was found, so that indexes are used: a batch costs what it deletes, however much there is.
 _PRUNE = """
 DELETE FROM revocation_log WHERE seq = ANY(ARRAY(
@@ -366,6 +368,12 @@ async def put_back(connection: Connection, rows: Sequence[Row]) -> Written:
     for row in rows:
         groups.setdefault(row.receipt, Group(row.receipt, [], actor="system")).drafts.append(row)
     return await write(connection, list(groups.values()))
+
+
+async def rows_after(connection: Connection, seq: int) -> list[Row]:
+    """What the log says after `seq`, in order; rows that this version cannot read are left out."""
+    records = await connection.fetch(_AFTER, seq)
+    return [row for record in records if isinstance(row := row_of(record), Row)]
 
 
 def row_of(record: Any) -> Row | Unreadable:

@@ -14,7 +14,9 @@ import msgspec
 from config.database import Connection, Pool
 from config.http import Problem, invalid
 from sessions import idempotency
+from sessions.acting import Actors
 from sessions.committer import Deed, record
+from sessions.errors import SessionEnded
 from sessions.idempotency import Key
 from sessions.log import Entry, Group, Written, write
 from sessions.model import Kind
@@ -52,16 +54,28 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
 class Work:
     """One range on its way. `then(written)` runs right after each COMMIT."""
 
-    def __init__(self, pool: Pool, wanted: Range, receipt: str, deed: Deed, then: Callable[[Written], None]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        wanted: Range,
+        receipt: str,
+        deed: Deed,
+        then: Callable[[Written], None],
+        now: Callable[[], float],
+    ) -> None:
         self.receipt = receipt
         self.earlier = False
         self._pool = pool
         self._wanted = wanted
         self._deed = deed
         self._then = then
+        self._now = now
 
     async def run(self, key: Key | None) -> None:
-        """All of it. Raises Problem: not_found, invalid, idempotency_conflict, unavailable, outcome_unknown."""
+        """All of it; the first transaction wants the session that acts live (7e), and what it ordered is carried out.
+
+        Raises Problem: not_found, invalid, idempotency_conflict, unavailable, outcome_unknown, SessionEnded.
+        """
         complete = await self._first(key)
         while not complete:
             complete = await self._more()
@@ -69,6 +83,8 @@ class Work:
     async def _first(self, key: Key | None) -> bool:
         written = Written()
         async with transaction(self._pool, lambda: self._then(written)) as connection:
+            actors = await Actors.read(connection, {self._deed.sid} - {""}, self._now())
+            self._require(actors, None)
             await self._check(connection)
             before = await idempotency.claim(connection, {self.receipt: key}) if key is not None else {}
             if self.receipt in before:
@@ -78,7 +94,13 @@ class Work:
                 return False  # perhaps it stopped half way
             await record(connection, [(self._deed, self.receipt)])
             written, complete = await self._write(connection, "")
+            await actors.look_again(connection)
+            self._require(actors, written.rows[0].seq if written.rows else None)
         return complete
+
+    def _require(self, actors: Actors, before: int | None) -> None:
+        if (ended := actors.ended(self._deed.sid, before)) is not None:
+            raise SessionEnded(ended)
 
     async def _more(self) -> bool:
         written = Written()

@@ -1,9 +1,9 @@
 """This process's part in the protocol of `docs/revocation.md`, and the only door to it for the rest of the house.
 
-It joins the rooms beside it: `log` (SQL of the log), `memory` (who is over since a position, pure), `lease` (may this
-process go on, pure), `applier` (a row takes effect), `renewal` (the lease's connection), `freshness`, `hints` (Redis),
-`registration`, `committer`, `ranges`, `receipts`. Nothing is decided here; what is decided there is done here, in the
-order of the protocol: apply locally, then tell the cluster, acknowledge after (8b).
+It joins the rooms beside it: `log` (SQL of the log), `acting` (who may write), `memory` (who is over since a position,
+pure), `lease` (may this process go on, pure), `applier` (a row takes effect), `renewal` (the lease's connection),
+`freshness`, `hints` (Redis), `registration`, `committer`, `ranges`, `receipts`. Nothing is decided here; what is
+decided there is done here, in the order of the protocol: apply locally, then tell the cluster, acknowledge after (8b).
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from config.clock import Clock
 from config.database import Connection, Pool
 from config.redis import Bus
 from config.tasks import Tasks
-from sessions import audit, idempotency, registration
+from sessions import acting, audit, idempotency, registration
 from sessions import log as revocation_log
 from sessions.applier import Applier, Closer
 from sessions.committer import Committer, Deed, Order
-from sessions.errors import SessionEnded, Unavailable, translated
+from sessions.errors import Unavailable, translated
 from sessions.freshness import Freshness
 from sessions.hints import Acks, Caller, Count, Envelope, Hints
 from sessions.idempotency import Key
 from sessions.log import Entry, Group, Written
 from sessions.memory import Again, Memory, Place, Verdict
-from sessions.model import DISABLED, EXPIRED, Ended, Position, Row, Standing
+from sessions.model import Position, Row, Standing
 from sessions.ranges import Range, Work
 from sessions.receipts import NodeReceipt, Receipt, Receipts
 from sessions.registration import Watch
@@ -58,17 +58,6 @@ SWEEP = 1.0
 
 PRUNE = 60.0
 """Seconds between two batches of pruning."""
-
-_STANDS = """
-SELECT s.ended_at IS NOT NULL AS ended, s.ended_code, s.ended_reason, s.ended_message,
-    s.born < u.revoked_below AS revoked, u.revoked_code, u.revoked_reason, u.revoked_message,
-    e.code, e.reason, e.message, u.state,
-    s.expires_at <= to_timestamp($2) AS expired,
-    s.last_seen_at + s.idle_seconds * interval '1 second' <= to_timestamp($2) AS idle
-FROM sessions s JOIN subjects u ON u.id = s.subject
-LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true
-WHERE s.sid = $1 FOR SHARE OF s
-"""
 
 
 class Writing:
@@ -101,11 +90,8 @@ class Writing:
 
     async def require_live(self, sid: str) -> None:
         """7e: hold the session's row, so that no revocation of it commits before this transaction; SessionEnded unless
-        it is live, by its marks, by position and by the held clock (11)."""
-        record = await self.connection.fetchrow(_STANDS, sid, self._now())
-        ended = _ended(record) if record is not None else Ended(EXPIRED, "absolute")
-        if ended is not None:
-            raise SessionEnded(ended)
+        it is live."""
+        await acting.hold(self.connection, sid, self._now())
 
     async def finish(self) -> Written:
         """Write what was collected. For `Revocations.writing` alone."""
@@ -115,20 +101,6 @@ class Writing:
             written = await revocation_log.write(self.connection, [Group(self._id, drafts, self._actor)])
         written.rows[:0] = self._eras
         return written
-
-
-def _ended(record: asyncpg.Record) -> Ended | None:
-    if record["ended"]:
-        return Ended(record["ended_code"], record["ended_reason"], record["ended_message"])
-    if record["revoked"]:
-        return Ended(record["revoked_code"], record["revoked_reason"] or "", record["revoked_message"] or "")
-    if record["code"] is not None:
-        return Ended(record["code"], record["reason"], record["message"])
-    if record["state"] != "active":
-        return Ended(DISABLED)
-    if record["expired"] or record["idle"]:
-        return Ended(EXPIRED, "absolute" if record["expired"] else "idle")
-    return None
 
 
 class Revocations:
@@ -183,7 +155,7 @@ class Revocations:
             on_reply=self._renewed,
             on_failure=self._not_renewed,
         )
-        self._committer = Committer(pool, self._committed)
+        self._committer = Committer(pool, self._committed, self.database_now)
         self._receipts = Receipts(pool, lambda: self._renewal.lease, clock=clock, node=node)
         self._watch = Watch()
         self._removed = 0
@@ -314,7 +286,7 @@ class Revocations:
 
     async def order_range(self, wanted: Range, deed: Deed, key: Key | None = None) -> tuple[str, bool]:
         """The same for many rows under one receipt."""
-        work = Work(self._pool, wanted, uuid4().hex, deed, self._committed)
+        work = Work(self._pool, wanted, uuid4().hex, deed, self._committed, self.database_now)
         await work.run(key)
         return work.receipt, work.earlier
 

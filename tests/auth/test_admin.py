@@ -127,6 +127,24 @@ async def test_7e_an_admin_whose_session_ends_meanwhile_changes_nothing(house: H
     assert await house.pool.fetchval("select state from subjects where id = $1", user["id"]) == "active"
 
 
+async def test_7e_an_admin_who_logged_out_while_a_revocation_was_under_way_revoked_all_the_same(house: House) -> None:
+    admin, user = await house.admin(), await house.register()
+    async with house.pool.acquire() as connection, connection.transaction():
+        await connection.execute("select from revocation_head for update")
+        waiting = "select count(*) from pg_locks where not granted"
+        leaving = asyncio.create_task(house.call("POST", "/auth/logout", {}, token=admin))
+        while not await connection.fetchval(waiting):
+            pass
+        order = {"target": {"user": user.json["user"]["id"]}, "reason": "x"}
+        asked = asyncio.create_task(house.call("POST", "/admin/revocations", order, token=admin))
+        while await connection.fetchval(waiting) < 2:
+            pass
+    assert (await leaving).status == 204
+    answer = await asked
+    assert (answer.status, answer.code, answer.json["reason"]) == (401, "session_ended", "logout")
+    assert (await house.call("GET", "/auth/me", token=user.json["access_token"])).status == 200
+
+
 async def test_users_are_listed_page_by_page(house: House) -> None:
     admin = await house.admin()
     for n in range(7):

@@ -241,7 +241,7 @@ async def the_backend(story: Story, user: str) -> None:
 
 
 async def what_the_database_holds(story: Story) -> None:
-    """Hashes are secrets too, but for the audit chain's: its heads are logged so that they stand outside the database."""
+    """Hashes are secrets too, but for the audit chain's: its heads are logged, to stand outside the database."""
     connection = await asyncpg.connect(story.world.info["database_url"])
     try:
         tables = await connection.fetch(
