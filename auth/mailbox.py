@@ -154,12 +154,24 @@ class Mailboxes:
 
     # -- what links bring back
 
-    async def verify(self, token: str, client: Client) -> None:
-        """The registration becomes an account, which logs in as any other. A guest who registered and opens the link
-        becomes that account, and their session is over. Neither alone will do: the link of a stranger's registration,
-        whose password the stranger knows, takes no guest over, and an address of others gives them no guest's id.
+    async def verify(self, token: str, password: str, client: Client) -> None:
+        """The registration becomes an account, which logs in as any other. It wants the password that was registered
+        with: an address is opened by whose mailbox it is, and never with a password that a stranger chose for them.
 
-        Problems: invalid, email_taken, session_ended."""
+        A guest who registered and opens the link becomes that account, and their session is over. Neither alone will
+        do: an address of others gives them no guest's id.
+
+        Problems: invalid, invalid_credentials, too_many_attempts, busy, email_taken, session_ended."""
+        normal = policy.bounded("password", password)
+        with translated():
+            known = await one_time.peek(self._pool, "verify_email", token)
+            registration = known and await self._pool.fetchrow(_REGISTRATION, known.detail["registration"])
+        if registration is None:
+            raise _no_longer("token")
+        async with self._throttle.attempt(client.address, registration["email_key"]) as attempt:
+            if not (await self._passwords.check(registration["password_hash"], normal)).right:
+                raise Problem("invalid_credentials")
+            await attempt.succeeded()
         with translated():
             guest = await guest_of(self._pool, client)
             async with self._revocations.writing(actor="system") as writing:
@@ -365,6 +377,7 @@ WITH waiting AS (
 ), taken AS (DELETE FROM registrations r USING waiting w WHERE r.id = w.id RETURNING r.*)
 SELECT * FROM taken WHERE id = $1
 """
+_REGISTRATION = "SELECT email_key, password_hash FROM registrations WHERE id = $1"
 _TIDY_REGISTRATIONS = "DELETE FROM registrations WHERE created_at < clock_timestamp() - make_interval(secs => $1)"
 _CHANGE = """
 INSERT INTO email_changes (subject, id, email, credential_version) VALUES ($1, $2, $3, $4)

@@ -22,6 +22,13 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: Text
 
 
+class Registered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The link of a registration's letter, and the password that was registered with."""
+
+    token: Text
+    password: Text
+
+
 class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: Text
     new_password: Text
@@ -50,9 +57,9 @@ class MailboxRoutes:
                 "POST",
                 "/auth/verify-email",
                 self.verify,
-                "A registration becomes an account: with the token of the link in the letter",
-                body=Link,
-                errors=("email_taken", "session_ended"),
+                "A registration becomes an account: with the token of the link in the letter, and its password",
+                body=Registered,
+                errors=("email_taken", "invalid_credentials", "too_many_attempts", "busy", "session_ended"),
                 tag="accounts",
             ),
             Route(
@@ -115,8 +122,9 @@ class MailboxRoutes:
             ),
         ]
 
-    async def verify(self, call: Call[Link, Nothing]) -> None:
-        await self._mailboxes.verify(call.body.token, who_asks(call)._replace(held=await _held(call.request)))
+    async def verify(self, call: Call[Registered, Nothing]) -> None:
+        client = who_asks(call)._replace(held=await _held(call.request))
+        await self._mailboxes.verify(call.body.token, call.body.password, client)
 
     async def resend(self, call: Call[Address, Nothing]) -> Nothing:
         await self._mailboxes.ask("resend", call.body.email, who_asks(call))

@@ -266,13 +266,16 @@ Adapter = Callable[[Route], Callable[[web.Request], Awaitable[web.StreamResponse
 
 
 def mount(app: web.Application, routes: Sequence[Route], adapter: Adapter | None = None) -> None:
-    """Serve `routes` and remember them for the description. Call before the application is frozen.
+    """Serve `routes` and remember them for the description. Call before the application is frozen. Where there is a
+    GET there is a HEAD, with the same status and headers.
 
     `adapter` turns a route into an aiohttp handler where a room answers in another form than this one's.
     """
     app.setdefault(ROUTES, []).extend(routes)
     for route in routes:
-        app.router.add_route(route.method, route.path, (adapter or problem_adapter)(route))
+        handle = (adapter or problem_adapter)(route)
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            app.router.add_route(method, route.path, handle)
 
 
 def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -283,7 +286,8 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         query: Any = decode_query(request, route.query)
         body: Any = None if route.body is None else await read_body(request, route.body)
         call = Call(request, body, query, caller)
-        if route.export is not None and (form := exports.wanted(request.headers.get("Accept", ""))):
+        form = exports.wanted(request.headers.get("Accept", "")) if request.method == "GET" else None
+        if route.export is not None and form is not None:
             return await _export(route, route.export, call, form)
         result: Any = await route.handler(call)
         if route.needs_current and not request.app[CURRENT]():

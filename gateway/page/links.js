@@ -3,7 +3,8 @@
 import { $, onSubmit, text } from "/page/dom.js";
 import { ask } from "/page/service.js";
 
-let reset = ""; // the token of the link that sets a new password
+const FORMS = ["verify", "reset"]; // what these links ask for
+let held = ""; // the token of a link whose form is open
 
 /** The link that this page was opened with, or null. It leaves the address bar at once: the token is as good as a password. */
 export function take() {
@@ -14,22 +15,22 @@ export function take() {
 }
 
 export async function follow({ kind, token }) {
-  $("reset").hidden = kind !== "reset";
+  for (const form of FORMS) $(form).hidden = form !== kind;
   try {
     say(...(await ANSWERS[kind](token)));
   } catch (error) {
     say("This did not work", error.message);
   }
-  if (kind === "reset") $("reset").elements.new_password.focus();
+  if (FORMS.includes(kind)) $(kind).elements[0].focus();
 }
 
 const ANSWERS = {
   async verify(token) {
-    await ask("POST", "/auth/verify-email", { token });
-    return ["Your address is confirmed", "Your account is there. Log in with your address and your password."];
+    held = token;
+    return ["Confirm your address", "With the password that you registered with. If it was not you, close this page."];
   },
   async reset(token) {
-    reset = token;
+    held = token;
     return ["Set a new password", "Every session of your account ends with it."];
   },
   async email(token) {
@@ -46,9 +47,17 @@ function say(title, words) {
   $("letter-title").focus();
 }
 
+onSubmit("verify", "letter-text", "verify-error", async ({ password }) => {
+  await ask("POST", "/auth/verify-email", { token: held, password: password.value });
+  held = password.value = "";
+  $("verify").hidden = true;
+  say("Your address is confirmed", "");
+  return "Your account is there. Log in with your address and your password.";
+});
+
 onSubmit("reset", "letter-text", "reset-error", async ({ new_password: password }) => {
-  await ask("POST", "/auth/password/reset", { token: reset, new_password: password.value });
-  reset = password.value = "";
+  await ask("POST", "/auth/password/reset", { token: held, new_password: password.value });
+  held = password.value = "";
   $("reset").hidden = true;
   say("Your new password is set", "");
   return "Every session of your account was ended. Log in with the new password.";

@@ -39,6 +39,10 @@ class Person:
         body = {"email": email, "password": password, "display_name": more.pop("name", "")}
         return await self.post("/auth/register", body, **more)
 
+    async def open(self, token: str, password: str = PASSWORD, **more: Any) -> Answer:
+        """Follow the link of a registration."""
+        return await self.post("/auth/verify-email", {"token": token, "password": password}, **more)
+
     def letters(self) -> list[EmailMessage]:
         if not self.folder.exists():
             return []
@@ -63,7 +67,7 @@ class Person:
         before = len(self.letters())
         assert (await self.register(email, password)).status == 202
         token = link(await self.letter(before + 1))
-        assert (await self.post("/auth/verify-email", {"token": token})).status == 204
+        assert (await self.open(token, password)).status == 204
         return await self.house.login(email, password)
 
 
@@ -115,10 +119,10 @@ async def test_who_registers_opens_the_link_and_logs_in(person: Person) -> None:
     assert (letter["To"], letter["Subject"]) == (ADA, "Confirm your e-mail address")
     assert text_of(letter).startswith("Hello Ada,")
     token = link(letter)
-    assert (await person.post("/auth/verify-email", {"token": token})).status == 204
+    assert (await person.open(token)).status == 204
     logged_in = await person.house.login(ADA)
     assert (logged_in.status, logged_in.json["user"]["display_name"]) == (200, "Ada")
-    again = await person.post("/auth/verify-email", {"token": token})
+    again = await person.open(token)
     assert (again.status, again.code, again.json["errors"][0]["field"]) == (422, "invalid", "token")
 
 
@@ -131,7 +135,7 @@ async def test_a_guest_who_opens_the_link_in_the_same_browser_stays_the_same_use
         body = {"email": email, "password": PASSWORD}
         assert (await house.call("POST", "/auth/register", body, cookie=cookie)).status == 202
         token = link(await person.letter(n + 1))
-        opened = await house.call("POST", "/auth/verify-email", {"token": token}, cookie=cookie, origin=origin)
+        opened = await person.open(token, cookie=cookie, origin=origin)
         assert opened.status == 204
         assert (await house.call("GET", "/auth/me", cookie=cookie)).status == (401 if same else 200)
         logged_in = await house.login(email)
@@ -154,7 +158,7 @@ async def test_a_guest_who_opened_the_link_of_a_strangers_registration_was_taken
         asked = await house.call("POST", "/auth/register", body, cookie=stranger if registers else "")
         assert asked.status == 202
         token = link(await person.letter(n + 1))
-        assert (await house.call("POST", "/auth/verify-email", {"token": token}, cookie=victim)).status == 204
+        assert (await person.open(token, cookie=victim)).status == 204
         me = await house.call("GET", "/auth/me", cookie=victim)
         assert (me.status, me.json["user"]["email"]) == (200, "")
         assert (await house.login(email)).json["user"]["id"] != me.json["user"]["id"]
@@ -176,10 +180,27 @@ async def test_an_unconfirmed_registration_holds_no_address(person: Person) -> N
     await person.register(ADA, OTHER)
     stranger = link(await person.letter(1))
     await person.register(ADA, PASSWORD)
-    await person.post("/auth/verify-email", {"token": link(await person.letter(2))})
+    await person.open(link(await person.letter(2)))
     assert (await person.house.login(ADA)).status == 200
     assert (await person.house.login(ADA, OTHER)).code == "invalid_credentials"
-    assert (await person.post("/auth/verify-email", {"token": stranger})).code == "invalid"
+    assert (await person.open(stranger)).code == "invalid"
+
+
+async def test_who_opened_the_link_of_a_strangers_registration_got_an_account_that_the_stranger_could_use(
+    person: Person,
+) -> None:
+    """Whose mailbox it is does not know the password that a stranger chose, and the guesses are counted."""
+    await person.register(ADA, OTHER)
+    token = link(await person.letter(1))
+    assert (await person.open(token, PASSWORD)).code == "invalid_credentials"
+    assert (await person.house.login(ADA, OTHER)).code == "invalid_credentials"
+    codes = [(await person.open(token, f"{PASSWORD} {n}")).code for n in range(6)]
+    assert codes[-1] == "too_many_attempts"
+    await person.register(ADA, PASSWORD)
+    assert (await person.post("/auth/verify-email/resend", {"email": ADA})).status == 202
+    for letter in (await person.letter(3), person.letters()[1]):
+        assert link(letter) != token
+    assert await person.house.pool.fetchval("SELECT count(*) FROM users WHERE email = $1", ADA) == 0
 
 
 async def test_the_letter_comes_again_and_in_the_language_that_is_asked_for(person: Person) -> None:
@@ -189,7 +210,7 @@ async def test_the_letter_comes_again_and_in_the_language_that_is_asked_for(pers
     assert (answer.status, answer.json) == (202, {})
     letter = await person.letter(2)
     assert letter["Subject"] == "Confirm your e-mail address"
-    assert (await person.post("/auth/verify-email", {"token": link(letter)})).status == 204
+    assert (await person.open(link(letter))).status == 204
     await person.post("/auth/verify-email/resend", {"email": ADA})
     await person.quiet()
     assert len(person.letters()) == 2
@@ -199,11 +220,11 @@ async def test_a_link_is_for_one_thing_only(person: Person) -> None:
     await person.known()
     await person.post("/auth/password/forgot", {"email": ADA})
     token = link(await person.letter(2))
-    assert (await person.post("/auth/verify-email", {"token": token})).code == "invalid"
+    assert (await person.open(token)).code == "invalid"
     assert (await person.post("/auth/email/confirm", {"token": token})).code == "invalid"
     for made_up in ("", "x", "x" * 8000):
         for path, more in (
-            ("/auth/verify-email", {}),
+            ("/auth/verify-email", {"password": OTHER}),
             ("/auth/email/confirm", {}),
             ("/auth/password/reset", {"new_password": OTHER}),
         ):

@@ -337,6 +337,14 @@ async def test_a_wrong_method_names_the_right_one(client: Client) -> None:
     assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
+async def test_head_is_get_without_the_body(client: Client) -> None:
+    got, head = await client.get("/page/1?limit=5"), await client.head("/page/1?limit=5")
+    assert (head.status, head.headers["Content-Type"]) == (got.status, got.headers["Content-Type"])
+    assert head.headers["Content-Length"] == str(len(await got.read()))
+    assert await head.read() == b""
+    assert (await client.head("/nowhere")).status == 404
+
+
 @pytest.mark.parametrize(
     ("query", "status"),
     [
