@@ -27,7 +27,6 @@ from sessions.revocations import Again, Revocations
 
 PREFIX = "wgk_"  # so that a scanner for leaked secrets can name what it found
 STATIC = Caller("api_key", "static", scopes=frozenset({"*"}))
-SCOPES = ("*", "api", "audit", "jobs", "nodes", "revocations", "sessions", "users", "webhooks")
 TOUCH = 60.0  # s between two writes of last_used_at
 KEPT = 1000
 LONGEST = 256

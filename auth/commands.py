@@ -23,6 +23,7 @@ from auth import users as accounts
 from auth.passwords import hasher
 from auth.tokens import AccessTokens
 from auth.users import Account, User
+from config import scopes
 from config.clock import SystemClock, walltime
 from config.commands import COMMON, Common, database, page_of, settings_for, show
 from config.database import Connection, Pool
@@ -301,7 +302,7 @@ async def retire(
 async def create_api_key(
     name: str,
     *,
-    scope: Annotated[list[str], Parameter(help=f"What it may, of: {', '.join(api_keys.SCOPES)}.", negative=())],
+    scope: Annotated[list[str], Parameter(help=f"What it may, of: {', '.join(sorted(scopes.KNOWN))}.", negative=())],
     expires: Annotated[str, Parameter(help='For how long, like "90d"; else for ever.')] = "",
     common: Common = COMMON,
 ) -> None:
@@ -312,8 +313,8 @@ async def create_api_key(
         raise Usage(f"--expires: {error}") from None
     if not 1 <= len(name) <= 100 or not name.isprintable():
         raise Usage("a name has 1 to 100 printable characters")
-    if unknown := [one for one in scope if one not in api_keys.SCOPES]:
-        raise Usage(f"there is no scope {unknown[0]!r} (there are {', '.join(api_keys.SCOPES)})")
+    if mistakes := scopes.mistakes(scope):
+        raise Usage("; ".join(mistakes))
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         key, info = await api_keys.create(connection, name, scope, ttl=ttl, actor=ACTOR)
     show({"key": key, **_shown_key(info)}, as_json=common.json)

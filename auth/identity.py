@@ -9,7 +9,7 @@ This module reads no tables and hashes no passwords: tokens, external issuers, A
 import contextlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -20,6 +20,7 @@ from auth.external import ConnectToken, ExternalTokens, ServerSub, SubscriptionG
 from auth.jws import Parts
 from auth.keys import Keys
 from auth.tokens import AccessTokens, Claims, Lapsed, Remembered, UnknownKey, apart, digest
+from config import scopes
 from config.http import Caller, Problem, client_address
 from sessions import cookies, ids
 from sessions.errors import ExternalRefused
@@ -69,7 +70,7 @@ class Connected(NamedTuple):
 
 class Identity:
     """Judges credentials. `idle` is `sessions.idle`: how long a session lives that a token was seen of;
-    `second_factor_roles` is `auth.second_factor_roles`.
+    `roles` is `auth.roles`, `second_factor_roles` is `auth.second_factor_roles`.
 
     The caller of `connect` and `try_connect` runs revocation.md 9b itself, in the block that goes live: what comes back
     was good when it was judged, and an await may lie between.
@@ -85,11 +86,12 @@ class Identity:
         external: ExternalTokens,
         api_keys: ApiKeys,
         idle: float,
+        roles: Mapping[str, Iterable[str]] = scopes.DEFAULT_ROLES,
         second_factor_roles: Iterable[str] = (),
     ) -> None:
         self._sessions, self._revocations, self._idle = sessions, revocations, idle
         self._keys, self._tokens, self._external, self._api_keys = keys, tokens, external, api_keys
-        self._second_factor_roles = frozenset(second_factor_roles)
+        self._roles, self._second_factor_roles = roles, frozenset(second_factor_roles)
         # Sessions that had to be read because their token's position was too old, or its roles were.
         self._readings: Remembered[str, Reading] = Remembered()
 
@@ -114,10 +116,7 @@ class Identity:
         if not standing.user:
             raise TokenInvalid("an anonymous token over HTTP")
         self._sessions.seen(standing.sid, standing.idle or self._idle)
-        roles = frozenset(standing.roles)
-        return Caller(
-            "bearer", standing.user, standing.sid, roles, lacks_factor=self._lacks_factor(roles, standing.aal)
-        )
+        return self._person("bearer", standing.user, standing.sid, frozenset(standing.roles), standing.aal)
 
     async def _cookie(self, request: web.Request) -> Caller | None:
         reading = await cookies.reading(request)
@@ -126,13 +125,12 @@ class Identity:
         reading = request[READING] = await self._sessions.admit(reading)
         session = reading.session
         self._sessions.seen(session.sid, session.idle)
-        roles = frozenset(session.subject.roles)
-        return Caller(
-            "cookie", session.subject.id, session.sid, roles, lacks_factor=self._lacks_factor(roles, session.aal)
-        )
+        subject = session.subject
+        return self._person("cookie", subject.id, session.sid, frozenset(subject.roles), session.aal)
 
-    def _lacks_factor(self, roles: frozenset[str], aal: int) -> bool:
-        return aal < 2 and not roles.isdisjoint(self._second_factor_roles)
+    def _person(self, via: Literal["bearer", "cookie"], user: str, sid: str, roles: frozenset[str], aal: int) -> Caller:
+        lacks_factor = aal < 2 and not roles.isdisjoint(self._second_factor_roles)
+        return Caller(via, user, sid, roles, scopes.of_roles(self._roles, roles), lacks_factor)
 
     # -- live connections
 

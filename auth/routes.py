@@ -173,8 +173,11 @@ class Refreshed(msgspec.Struct, frozen=True):
 
 
 class Me(msgspec.Struct, frozen=True):
+    """`scopes`: what the user's roles may, as `auth.roles` has it; "*" is everything."""
+
     user: UserView
     session: SessionView
+    scopes: list[str]
 
 
 class UserChanged(msgspec.Struct, frozen=True):
@@ -308,7 +311,7 @@ class AccountRoutes:
                 result=AnyUsers,
                 export=AnyUser,
                 access="admin",
-                scope="users",
+                scope="users:read",
                 tag="admin",
             ),
             Route(
@@ -319,7 +322,7 @@ class AccountRoutes:
                 body=ChangeUser,
                 result=UserChanged,
                 access="admin",
-                scope="users",
+                scope="users:write",
                 errors=("not_found", "outcome_unknown"),
                 tag="admin",
             ),
@@ -413,7 +416,7 @@ class AccountRoutes:
         user = await self._people.find(call.who.id)
         if user is None:
             raise Problem("not_found")
-        return Me(user_view(user), view(reading.session))
+        return Me(user_view(user), view(reading.session), sorted(call.who.scopes))
 
     async def _reading(self, call: Call[Any, Any]) -> Reading:
         reading: Reading | None = call.request.get(READING)
@@ -447,6 +450,7 @@ class AccountRoutes:
             roles=body.roles,
             reason=body.reason,
             actor=who.name,
+            scopes=who.scopes,
             sid=who.sid or "",
             address=call.address,
         )
@@ -550,6 +554,7 @@ class Accounts:
             external=self.external,
             api_keys=self.api_keys,
             idle=settings.sessions.idle,
+            roles=settings.auth.roles,
             second_factor_roles=settings.auth.second_factor_roles,
         )
         self.jobs = Jobs(pool, node=revocations.node)

@@ -5,8 +5,7 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 """
 
 import asyncio
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 import structlog
@@ -19,8 +18,10 @@ from auth.passwords import Passwords
 from auth.throttle import Throttle
 from auth.totp import Codes, Freshness
 from auth.users import Account, User
+from config import scopes as granting
 from config.database import Connection, Pool
 from config.http import Problem, address_prefix, invalid
+from config.scopes import ROLE
 from config.settings import Auth, Mail
 from config.tasks import Tasks
 from sessions import audit, store, webhooks
@@ -37,7 +38,6 @@ FIRST_VERSION = 1
 """The credential version of a new subject, and of a guest's."""
 FLUSH_FAILURES = 1.0
 MAX_ROLES = 16
-_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 log = structlog.get_logger(__name__)
 
@@ -351,15 +351,28 @@ class Users:
         roles: Iterable[str] | None,
         reason: str,
         actor: str,
+        scopes: Collection[str],
         sid: str = "",
         address: str = "",
     ) -> tuple[User, Receipt | None]:
-        """Disable, enable, or give other roles; the receipt of what that ended or changed. Problem `not_found`."""
+        """Disable, enable, or give other roles; the receipt of what that ended or changed. `scopes` are the actor's.
+
+        Problems: not_found, forbidden (the user has a role, or would get one, that may what the actor may not).
+        """
         wanted = None if roles is None else checked_roles(roles)
+        beyond = granting.beyond(self._settings.roles, scopes)
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
                 await change_user(
-                    writing, id, disabled=disabled, roles=wanted, reason=reason, actor=actor, sid=sid, address=address
+                    writing,
+                    id,
+                    disabled=disabled,
+                    roles=wanted,
+                    reason=reason,
+                    actor=actor,
+                    sid=sid,
+                    address=address,
+                    beyond=beyond,
                 )
                 user = await users.find(writing.connection, id)
         assert user is not None  # noqa: S101 - it was changed just now
@@ -446,7 +459,7 @@ def registrable(settings: Auth, email: str, password: str, display_name: str) ->
 def checked_roles(roles: Iterable[str]) -> tuple[str, ...]:
     """Each once, in order; 422 for what is no role's name."""
     distinct = tuple(sorted(set(roles)))
-    if len(distinct) > MAX_ROLES or not all(_ROLE.fullmatch(role) for role in distinct):
+    if len(distinct) > MAX_ROLES or not all(ROLE.fullmatch(role) for role in distinct):
         raise invalid("roles", f"at most {MAX_ROLES} names of a-z, 0-9, _ and -, up to 32 characters each")
     return distinct
 
@@ -461,8 +474,10 @@ async def change_user(
     actor: str,
     sid: str = "",
     address: str = "",
+    beyond: Collection[str] = (),
 ) -> None:
-    """What `Users.change` does, in the caller's transaction. What is so already changes nothing.
+    """What `Users.change` does, in the caller's transaction. What is so already changes nothing. `beyond`: the roles
+    that may more than the actor.
 
     `sid`: the session that acts, whose user is the `actor`; it must be live in this transaction (7e). Both users are
     locked before it, in one order: two who change each other at once would else wait for each other.
@@ -475,6 +490,8 @@ async def change_user(
         raise Problem("not_found")
     active = before.active if disabled is None else not disabled
     wanted = before.roles if roles is None else roles
+    if above := sorted({*before.roles, *wanted} & {*beyond}):
+        raise Problem("forbidden", f"the role {above[0]} may what you may not")
     await store.change_subject(writing.connection, id, active=active, roles=wanted)
     if before.active and not active:
         writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason))

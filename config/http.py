@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from config import exports
+from config import exports, scopes
 from config.redis import Unavailable
 
 MAX_BODY = 64 * 1024
@@ -150,8 +150,9 @@ def invalid(name: str, message: str) -> Problem:
 class Caller:
     """Who calls: a person's session or an API key.
 
-    `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `lacks_factor`: a
-    role wants a second factor, and this session has not seen one.
+    `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `scopes` are the
+    key's, or those of the session's roles. `lacks_factor`: a role wants a second factor, and this session has not seen
+    one.
     """
 
     via: Literal["bearer", "cookie", "api_key"]
@@ -167,10 +168,8 @@ class Caller:
         return f"key:{self.id}" if self.via == "api_key" else f"user:{self.id}"
 
     def may(self, scope: str) -> bool:
-        """Admins may everything over a session; a key only what its scopes name."""
-        if self.via == "api_key":
-            return scope in self.scopes or "*" in self.scopes
-        return "admin" in self.roles
+        """Whether a scope is among what was granted."""
+        return scopes.holds(self.scopes, scope)
 
 
 Identify = Callable[[web.Request], Awaitable[Caller | None]]
@@ -229,7 +228,8 @@ Handler = Callable[[Call[Any, Any]], Awaitable[Any]]
 class Route:
     """One route, as served and as described.
 
-    `access`: `session` takes any live session, `admin` an admin's session or an API key with `scope`, `key` an API key.
+    `access`: `session` takes any live session, `admin` a session or an API key with `scope` (one of `config.scopes`),
+    `key` an API key.
     `result` None means 204; `also` are other statuses with the same result. `errors` are the codes beside those that
     follow from body and access; `headers` are request headers that mean something here. `export`: what a row is, where
     `result` is a page of `items` and `next` that can be had whole, in one of `config.exports.FORMS`.
@@ -375,7 +375,7 @@ async def _admit(route: Route, request: web.Request) -> Caller | None:
     if route.access == "session" and caller.sid is None:
         raise Problem("forbidden", "this route takes a session, not an API key")
     if route.access == "admin" and not caller.may(route.scope):
-        raise Problem("forbidden", f"needs an admin, or an API key with the scope {route.scope}")
+        raise Problem("forbidden", f"needs the scope {route.scope}")
     if route.access == "admin" and caller.lacks_factor:
         raise Problem("second_factor_required", "your role needs one: turn it on, and log in with it", status=403)
     return caller

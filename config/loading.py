@@ -31,6 +31,7 @@ from config.settings import (
     postgres_url,
     redis_url,
     regex,
+    roles,
     rsa_public_key,
     seconds,
     sender,
@@ -91,6 +92,11 @@ class Option:
     def key(self) -> bool:
         """Whether it is a key in PEM: one that is wrong may be a private one, and is not shown."""
         return any(getattr(v, "func", None) in (rsa_public_key, ecdsa_public_key) for v in self.validators)
+
+    @property
+    def explained(self) -> bool:
+        """Whether what is wrong with it is told in words."""
+        return self.key or any(getattr(v, "func", None) is roles for v in self.validators)
 
     @property
     def accepted(self) -> str:
@@ -234,13 +240,14 @@ def _read_secret(path: Path, option: Option, variable: str, mistakes: list[Mista
 
 
 def _from_text(option: Option, text: str, variable: str, mistakes: list[Mistake]) -> Any:
-    if not option.table and get_origin(option.annotation) is not list:
+    table = option.table or get_origin(option.annotation) is dict
+    if not table and get_origin(option.annotation) is not list:
         return text
     try:
         value = json.loads(text)
     except ValueError:
         value = None
-    if not isinstance(value, dict if option.table else list):
+    if not isinstance(value, dict if table else list):
         mistakes.append(Mistake(option.path, "", f"must be {option.accepted}, as JSON", f"from {variable}"))
         return None
     return value
@@ -303,7 +310,7 @@ def _mistake(detail: Any, tree: Any, origins: Mapping[str, str]) -> Mistake:
     if detail["type"] == "missing":
         return Mistake(key, "", f"is needed: {option.accepted}", source)
     accepted = option.accepted_item if isinstance(location[-1], int) else option.accepted
-    if option.key and detail["type"] == "value_error":
+    if option.explained and detail["type"] == "value_error":
         return Mistake(key, "", f"must be {accepted}; {detail['ctx']['error']}", source)
     return Mistake(key, _shown(_at(tree, location), option), f"must be {accepted}", source)
 
@@ -360,6 +367,7 @@ _IN_WORDS = {
     origin: 'an exact origin like "https://example.org", or "*"',
     network: 'an address or a network like "10.0.0.0/8"',
     regex: "a regular expression",
+    roles: 'a table of roles, each with its scopes, like support = ["users:read"]',
     postgres_url: f"a URL of PostgreSQL like postgresql://user:password@host:5432/name ({_ESCAPED})",
     redis_url: "a URL of Redis: redis://, rediss://, unix:// or redis+sentinel://host/0?sentinel_master_name=... "
     f"({_ESCAPED})",

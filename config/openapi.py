@@ -16,12 +16,13 @@ from config.http import PROBLEMS, Nothing, ProblemDetails, Route
 
 _REF = "#/components/schemas/{name}"
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
-_SECURITY: dict[str, list[dict[str, list[str]]]] = {
-    "public": [],
-    "session": [{"bearer": []}, {"cookie": []}],
-    "admin": [{"bearer": []}, {"cookie": []}, {"apiKey": []}],
-    "key": [{"apiKey": []}],
+_SECURITY: dict[str, tuple[str, ...]] = {
+    "public": (),
+    "session": ("bearer", "cookie"),
+    "admin": ("bearer", "cookie", "apiKey"),
+    "key": ("apiKey",),
 }
+"""What may speak for who asks; the scope of an admin route stands beside each of them."""
 
 
 def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _operation(route: Route, schema_of: dict[Any, Any], components: dict[str, An
         "summary": route.summary,
         "operationId": _operation_id(route),
         "tags": [route.tag or route.path.split("/")[1]],
-        "security": _SECURITY[route.access],
+        "security": [{name: [route.scope] if route.scope else []} for name in _SECURITY[route.access]],
         "responses": _responses(route, schema_of),
     }
     parameters = [

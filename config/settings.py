@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from config import scopes
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -119,6 +121,21 @@ def link(value: str) -> str:
     return value
 
 
+def roles(value: Any) -> Any:
+    """Roles, each with its scopes. `admin` may all unless it is named."""
+    if not isinstance(value, Mapping):
+        raise ValueError("no table")
+    for role, granted in value.items():
+        if not isinstance(granted, list | tuple) or not all(isinstance(scope, str) for scope in granted):
+            raise ValueError(f"{role} is no array of scopes")
+    wrong = [f"{role!r} is no name of a role" for role in value if not scopes.ROLE.fullmatch(role)]
+    for role, granted in value.items():
+        wrong += [f"{role}: {mistake}" for mistake in scopes.mistakes(granted)]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return {**scopes.DEFAULT_ROLES, **value}
+
+
 def _distinct(what: str, names: Iterator[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -137,6 +154,7 @@ PostgresUrl = Annotated[SecretStr, AfterValidator(postgres_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(redis_url)]
 Link = Annotated[str, AfterValidator(link)]
 Sender = Annotated[str, AfterValidator(sender)]
+Roles = Annotated[dict[str, tuple[str, ...]], BeforeValidator(roles)]
 
 
 class Section(BaseModel):
@@ -329,6 +347,7 @@ class Auth(Section):
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
+    roles: Roles = {**scopes.DEFAULT_ROLES}
     second_factor_roles: list[str] = []
     guests: bool = False
     guests_per_address_per_hour: Count = 60

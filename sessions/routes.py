@@ -227,7 +227,7 @@ class SessionRoutes:
                 result=AnySessions,
                 export=AnySession,
                 access="admin",
-                scope="sessions",
+                scope="sessions:read",
                 tag="admin",
             ),
             Route(

@@ -105,9 +105,10 @@ class WebhookRoutes:
 
     def routes(self) -> list[Route]:
         one = "/admin/webhooks/{id}"
-        admin: dict[str, Any] = {"access": "admin", "scope": "webhooks", "tag": "admin"}
+        read: dict[str, Any] = {"access": "admin", "scope": "webhooks:read", "tag": "admin"}
+        admin = read | {"scope": "webhooks:write"}
         return [
-            Route("GET", "/admin/webhooks", self.all, "Addresses that hear what happens", result=WebhookViews, **admin),
+            Route("GET", "/admin/webhooks", self.all, "Addresses that hear what happens", result=WebhookViews, **read),
             Route(
                 "POST",
                 "/admin/webhooks",

@@ -1,5 +1,6 @@
 """docs/settings.md has every setting with its type and default, and none that is not there."""
 
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ ALIKE = {
 }
 TYPES = {
     'a duration like "30s", "10m", "1h30m" or "14d"': "duration",
+    'a table of roles, each with its scopes, like support = ["users:read"]': "table",
     'an array, each item an address or a network like "10.0.0.0/8"': "array of networks",
     'an array, each item an exact origin like "https://example.org", or "*"': "array of origins",
     'an address like "Example <no-reply@example.org>"': "mail address",
@@ -58,6 +60,8 @@ def default(path: str) -> str:
         return "empty"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     return f"`{duration(value)}`" if kind(path) == "duration" else f"`{value}`"
 
 

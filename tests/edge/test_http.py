@@ -56,7 +56,7 @@ class Other(msgspec.Struct):
 
 CALLERS = {
     "user": Caller("bearer", "u_1", "s1"),
-    "admin": Caller("bearer", "u_2", "s2", roles=frozenset({"admin"})),
+    "admin": Caller("bearer", "u_2", "s2", scopes=frozenset({"*"})),
     "cookie": Caller("cookie", "u_1", "s1"),
     "key": Caller("api_key", "k1", scopes=frozenset({"revocations"})),
     "all": Caller("api_key", "k2", scopes=frozenset({"*"})),

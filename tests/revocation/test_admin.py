@@ -17,8 +17,8 @@ from sessions.ranges import Work
 from tests.revocation.cluster import REAL, Cluster, Process, until
 
 CALLERS = {
-    "admin": Caller("bearer", "u0", "mine", roles=frozenset({"admin"})),
-    "other": Caller("bearer", "u9", "s9", roles=frozenset({"admin"})),
+    "admin": Caller("bearer", "u0", "mine", scopes=frozenset({"*"})),
+    "other": Caller("bearer", "u9", "s9", scopes=frozenset({"*"})),
     "user": Caller("bearer", "u1", "s1"),
     "key": Caller("api_key", "k1", scopes=frozenset({"revocations"})),
     "weak": Caller("api_key", "k2", scopes=frozenset({"publish"})),

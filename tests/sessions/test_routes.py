@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
+from config import scopes
 from config.http import CURRENT, IDENTIFY, ORIGINS, TRUSTED, Caller, mount, problems
 from config.redis import Unavailable as RedisAway
 from sessions import audit, cookies, store
@@ -75,7 +76,8 @@ async def site(sessions: Sessions, pool: asyncpg.Pool, registry: Registry) -> As
         if reading is None:
             return None
         session = (await sessions.admit(reading)).session
-        return Caller("cookie", session.subject.id, session.sid, frozenset(session.subject.roles))
+        roles = frozenset(session.subject.roles)
+        return Caller("cookie", session.subject.id, session.sid, roles, scopes.of_roles(scopes.DEFAULT_ROLES, roles))
 
     app = web.Application(middlewares=[problems])
     cookies.setup(app, CookieStorage(sessions, secure=True))
