@@ -155,7 +155,13 @@ async def ensure_admin(pool: Pool, settings: Settings, email: str, password: str
         if stored or not account.user.active or roles != account.user.roles:
             async with _ledger(connection) as ledger:
                 await service.change_user(
-                    ledger, account.user.id, disabled=False, roles=roles, reason="admin of this folder", actor=ACTOR
+                    ledger,
+                    account.user.id,
+                    disabled=False,
+                    roles=roles,
+                    reason="admin of this folder",
+                    lives=settings.sessions,
+                    actor=ACTOR,
                 )
                 if stored:
                     await _set_password(ledger, account.user.id, stored)
@@ -176,10 +182,10 @@ async def _change(user: str, reason: str, common: Common, **change: Any) -> None
     if not 1 <= len(reason) <= 64:
         raise Usage("--reason has 1 to 64 characters")
     wanted: dict[str, Any] = {"disabled": None, "roles": None, **change}
-    async with database(common) as (_, pool), pool.acquire() as connection:
+    async with database(common) as (settings, pool), pool.acquire() as connection:
         async with _ledger(connection) as ledger:
             id = await _id(connection, user)
-            await service.change_user(ledger, id, reason=reason, actor=ACTOR, **wanted)
+            await service.change_user(ledger, id, reason=reason, lives=settings.sessions, actor=ACTOR, **wanted)
         changed = await accounts.find(connection, id)
     assert changed is not None  # noqa: S101 - it was changed just now
     show(_shown(changed), as_json=common.json)

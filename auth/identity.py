@@ -69,7 +69,7 @@ class Connected(NamedTuple):
 
 
 class Identity:
-    """Judges credentials. `idle` is `sessions.idle`: how long a session lives that a token was seen of;
+    """Judges credentials. `idle` is `sessions.idle`: that of a session whose token does not say it;
     `roles` is `auth.roles`, `second_factor_roles` is `auth.second_factor_roles`.
 
     The caller of `connect` and `try_connect` runs revocation.md 9b itself, in the block that goes live: what comes back
@@ -317,7 +317,7 @@ def _standing(claims: Claims, idle: float) -> Standing:
         claims.position,
         "token",
         roles=claims.roles,
-        idle=idle,
+        idle=claims.idle or idle,
         token_expires_at=float(claims.exp),
         aal=claims.aal,
     )

@@ -81,19 +81,23 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`mode` "cookie" sets the session cookie; "token", for native and game clients, gives tokens instead."""
+    """`mode` "cookie" sets the session cookie; "token", for native and game clients, gives tokens instead. Without
+    `remember` the cookie goes with the browser's end, and the session's life is sessions.absolute_unremembered."""
 
     email: Text
     password: Text
     mode: Mode = "cookie"
+    remember: bool = True
 
 
 class FinishLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`challenge` of `second_factor_required`; `code` of the app, or a recovery code. `mode` as in a login."""
+    """`challenge` of `second_factor_required`; `code` of the app, or a recovery code. `mode`, `remember` as in a login:
+    what counts is what is said here."""
 
     challenge: Text
     code: Code
     mode: Mode = "cookie"
+    remember: bool = True
 
 
 class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -351,18 +355,18 @@ class AccountRoutes:
 
     async def log_in(self, call: Call[LogIn, Nothing]) -> LoggedInView:
         body = call.body
-        client = await self._who_logs_in(call, body.mode)
+        client = await self._who_logs_in(call, body.mode, body.remember)
         done = await self._people.log_in(body.email, body.password, body.mode, client)
         return await self._logged_in(call, done)
 
     async def finish_login(self, call: Call[FinishLogIn, Nothing]) -> LoggedInView:
         body = call.body
-        client = await self._who_logs_in(call, body.mode)
+        client = await self._who_logs_in(call, body.mode, body.remember)
         done = await self._people.finish_login(body.challenge, body.code, body.mode, client)
         return await self._logged_in(call, done)
 
-    async def _who_logs_in(self, call: Call[Any, Any], mode: Mode) -> Client:
-        client = await self._client(call, mode)
+    async def _who_logs_in(self, call: Call[Any, Any], mode: Mode, remember: bool) -> Client:
+        client = (await self._client(call, mode))._replace(remember=remember)
         if mode == "token":
             with contextlib.suppress(Problem):  # whoever logs in needs no other credential, good or bad
                 client = client._replace(held=await _bearer(call.request))
@@ -393,7 +397,8 @@ class AccountRoutes:
         reading = done.opened.reading
         user, session = user_view(done.user), view(reading.session)
         if reading.session.kind == "cookie":
-            await cookies.start(call.request, done.opened, (done.known_by, KNOWN_FOR) if done.known_by else None)
+            known_by = done.known_by if reading.session.remembered else ""
+            await cookies.start(call.request, done.opened, (known_by, KNOWN_FOR) if known_by else None)
             return LoggedInView(user, session)
         token, expires_in = self._tokens.make(reading)
         return LoggedInView(user, session, token, "Bearer", expires_in, done.opened.refresh_token)

@@ -20,12 +20,13 @@ from auth.totp import Codes, Freshness
 from auth.users import Account, User
 from config import scopes as granting
 from config.database import Connection, Pool
-from config.http import Problem, address_prefix, invalid
+from config.http import Problem, invalid
 from config.scopes import ROLE
 from config.settings import Auth, Mail
+from config.settings import Sessions as Policy
 from config.tasks import Tasks
 from sessions import audit, store, webhooks
-from sessions.devices import device_name
+from sessions.devices import device_name, place
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
 from sessions.model import DISABLED, REVOKED, Kind
@@ -52,7 +53,7 @@ class Held(NamedTuple):
 class Client(NamedTuple):
     """Who asks: the address as far as it can be trusted, the user agent, and what came along: the sid of the session
     that another one replaces whoever's it is, the session that is taken over if it is a guest's, the value that a known
-    device has, and the languages that are asked for (Accept-Language)."""
+    device has, the languages that are asked for (Accept-Language), and whether a login is to outlive the browser."""
 
     address: str
     device: str
@@ -60,6 +61,7 @@ class Client(NamedTuple):
     known_by: str = ""
     held: Held | None = None
     language: str = ""
+    remember: bool = True
 
 
 class Ledger(Protocol):
@@ -237,7 +239,7 @@ class Users:
                     opened = await self._open(writing, user.id, account.credential_version, mode, client, aal=aal)
                     await users.logged_in(writing.connection, user.id, rehash)
                     if not known and user.last_login_at is not None:
-                        device = {"device": device_name(client.device), "address": address_prefix(client.address)}
+                        device = {"device": device_name(client.device), "address": place(client.address)}
                         await self._tell(writing.connection, "new_device", user, client, device)
         except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
             raise Problem("invalid_credentials") from None
@@ -261,6 +263,7 @@ class Users:
             address=client.address,
             aal=aal,
             replaces=client.replaces,
+            remember=client.remember,
         )
 
     async def _fresh(self, password: str) -> str | None:
@@ -369,6 +372,7 @@ class Users:
                     disabled=disabled,
                     roles=wanted,
                     reason=reason,
+                    lives=self._sessions.policy,
                     actor=actor,
                     sid=sid,
                     address=address,
@@ -471,6 +475,7 @@ async def change_user(
     disabled: bool | None,
     roles: tuple[str, ...] | None,
     reason: str,
+    lives: Policy,
     actor: str,
     sid: str = "",
     address: str = "",
@@ -478,6 +483,8 @@ async def change_user(
 ) -> None:
     """What `Users.change` does, in the caller's transaction. What is so already changes nothing. `beyond`: the roles
     that may more than the actor.
+
+    Roles with a shorter life make the user's sessions end sooner (`lives`), roles with a longer one none of them later.
 
     `sid`: the session that acts, whose user is the `actor`; it must be live in this transaction (7e). Both users are
     locked before it, in one order: two who change each other at once would else wait for each other.
@@ -496,6 +503,7 @@ async def change_user(
     if before.active and not active:
         writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason))
     elif set(wanted) != set(before.roles):
+        await store.shorten(writing.connection, id, lives.life(wanted))
         writing.append(Entry(kind=Kind.RIGHTS, subject=id, reason=reason))
     await audit.append(
         writing.connection,

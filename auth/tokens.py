@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """A verified token of ours. `iat` and `exp` are unix seconds by the database's clock."""
+    """A verified token of ours. `iat` and `exp` are unix seconds by the database's clock; `idle` is the session's, in
+    seconds, 0 where the token does not say it."""
 
     sub: str
     sid: str
@@ -42,11 +43,12 @@ class Claims(msgspec.Struct, frozen=True):
     kid: str
     aal: int = 1
     auth_time: int = 0
+    idle: float = 0.0
 
 
 class _Payload(msgspec.Struct):
-    """Every claim that we make, each of one type, and required but for `aal` and `auth_time`: without them it is one
-    factor, shown who knows when."""
+    """Every claim that we make, each of one type, and required but for those of later versions: without `aal` and
+    `auth_time` it is one factor, shown who knows when."""
 
     iss: str
     aud: str
@@ -59,6 +61,7 @@ class _Payload(msgspec.Struct):
     pos: str
     aal: int = 1
     auth_time: int = 0
+    idle: float = 0.0
 
 
 class UnknownKey(TokenInvalid):
@@ -125,6 +128,7 @@ class AccessTokens:
             key.kid,
             session.aal,
             int(session.auth_time),
+            session.idle,
         )
         payload = {
             "iss": self._issuer,
@@ -138,6 +142,7 @@ class AccessTokens:
             "pos": position,
             "aal": claims.aal,
             "auth_time": claims.auth_time,
+            "idle": claims.idle,
         }
         token = jwt.encode(payload, key.private, key.algorithm, headers={"typ": TYPE, "kid": key.kid})
         self._remembered.keep(digest(token), claims)  # what we signed needs no verifying here
@@ -205,6 +210,7 @@ class AccessTokens:
                 kid,
                 payload.aal,
                 payload.auth_time,
+                payload.idle,
             )
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise TokenInvalid(f"claims: {type(error).__name__}") from None

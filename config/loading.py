@@ -70,7 +70,8 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Option:
-    """An option as the models declare it. `table`: has options below it; `item`: stands in a table of an array."""
+    """An option as the models declare it. `table`: has options below it; `item`: stands in a table of which there may
+    be many, in an array or under names that are given."""
 
     path: str
     annotation: Any
@@ -168,7 +169,7 @@ def _remove(tree: dict[str, Any], location: Sequence[str | int]) -> bool:
 
 @cache
 def options() -> Mapping[str, Option]:
-    """Every option and table by its path; an array's items stand under the array's own path."""
+    """Every option and table by its path; what stands in an array or under given names has the path of that."""
     return {option.path: option for option in _walk(Settings, "", item=False)}
 
 
@@ -285,7 +286,7 @@ def _validate(tree: dict[str, Any], origins: Mapping[str, str], mistakes: list[M
 
 def _coerced(node: Any, origins: Mapping[str, str], location: tuple[str | int, ...] = ()) -> Iterator[Mistake]:
     """What is of another type in the file than its option, and was made into it as the text of a variable is."""
-    path = ".".join(part for part in location if isinstance(part, str))
+    path = _path(location)
     if path in origins:
         return
     if isinstance(node, dict | list):
@@ -299,7 +300,7 @@ def _coerced(node: Any, origins: Mapping[str, str], location: tuple[str | int, .
 
 def _mistake(detail: Any, tree: Any, origins: Mapping[str, str]) -> Mistake:
     location: tuple[str | int, ...] = detail["loc"]
-    key, path = _spelled(location), ".".join(str(part) for part in location if isinstance(part, str))
+    key, path = _spelled(location), _path(location)
     if detail["type"] == "extra_forbidden":
         return _unknown_key(key, path)
     option = options().get(path)
@@ -337,6 +338,18 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
         return ""
     found = known[near[0]]
     return f"did you mean {found if isinstance(found, str) else near[0]}?"
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    """The option's, without what only says which one of many: a place in an array, a name that somebody gave."""
+    path, given = "", False
+    for part in location:
+        if isinstance(part, int) or given:
+            given = False
+            continue
+        path = f"{path}.{part}".removeprefix(".")
+        given = path in options() and get_origin(options()[path].annotation) is dict
+    return path
 
 
 def _spelled(location: tuple[str | int, ...]) -> str:

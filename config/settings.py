@@ -8,7 +8,7 @@ import ipaddress
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import formataddr, parseaddr
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -308,27 +308,54 @@ class Channel(Section):
         return self
 
 
+class Life(Section):
+    """How long a session lives, and without activity; 0 is as long as everyone's."""
+
+    absolute: Seconds = 0.0
+    idle: Seconds = 0.0
+
+
 class Sessions(Section):
     """`secret_key` is the master secret: what is sealed or authenticated at rest or in Redis derives from it.
 
+    `max_cookie_per_user`, `max_token_per_user`: 0 is no cap beside `max_per_user`. `roles`: lives by role.
     `keep_ended`: so long after a login is over its row is kept; `keep_audit`: so long an audit row. 0 is for ever.
     """
 
     secret_key: Secret = Secret("")
     previous_secret_keys: list[Secret] = []
     max_per_user: Annotated[int, Field(ge=1, le=1000)] = 20
+    max_cookie_per_user: Count = 0
+    max_token_per_user: Count = 0
     idle: Annotated[Seconds, Field(gt=0)] = 14 * 86400.0
     absolute: Annotated[Seconds, Field(gt=0)] = 90 * 86400.0
+    absolute_unremembered: Annotated[Seconds, Field(gt=0)] = 86400.0
+    roles: dict[str, Life] = {}
     policy: Literal["freeze", "serve"] = "freeze"
     keep_ended: Seconds = 30 * 86400.0
     keep_audit: Seconds = 400 * 86400.0
     hold: Seconds = 15.0
     max_hold: Seconds = 600.0
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sessions":
+        if strange := [name for name in self.roles if not scopes.ROLE.fullmatch(name)]:
+            raise ValueError(f"roles: {strange[0]!r} is the name of no role (a-z, 0-9, _ and -, up to 32 characters)")
+        return self
+
     @property
     def secrets(self) -> list[bytes]:
         """`secret_key` and those before it, today's first."""
         return [key.get_secret_value().encode() for key in (self.secret_key, *self.previous_secret_keys)]
+
+    def life(self, roles: Iterable[str], *, remember: bool = True) -> Life:
+        """Of a session of a user with these roles: the shortest that applies."""
+        lives = [self.roles[role] for role in roles if role in self.roles]
+        most = self.absolute if remember else min(self.absolute, self.absolute_unremembered)
+        return Life(
+            absolute=min([most, *(life.absolute for life in lives if life.absolute)]),
+            idle=min([self.idle, *(life.idle for life in lives if life.idle)]),
+        )
 
 
 class Auth(Section):

@@ -33,7 +33,7 @@ class Activity:
 
     def note(self, sid: str, idle: float, now: float, database_now: Callable[[], float]) -> None:
         """Called for every command of every connection: one look-up, mostly."""
-        if now < self._again.get(sid, -1.0):
+        if now < self._again.get(sid, -1.0) <= now + idle / 10:  # further off: its idle time has become shorter
             return
         if len(self._again) >= self._remembered:
             self._forget(now)

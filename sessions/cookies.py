@@ -1,8 +1,9 @@
 """The cookie of a session: aiohttp-session's shell over our own store.
 
 The cookie's value is a secret of 256 bits and nothing else; a login makes a new one, and the one before is dead with
-its session. Outside dev its name begins with `__Host-`, which browsers accept only from this host, over TLS and for the
-whole site. Beside it stands, for longer and after a logout too, the one by which `auth.devices` knows a device again.
+its session. It goes with the browser's end where the login was not to be remembered. Outside dev its name begins with
+`__Host-`, which browsers accept only from this host, over TLS and for the whole site. Beside it stands, for longer and
+after a logout too, the one by which `auth.devices` knows a device again.
 """
 
 from typing import Any
@@ -47,11 +48,12 @@ class CookieStorage(AbstractStorage):
             self._set(response, self.cookie_name, "", 0)
             return
         reading = request[READING]
-        self._set(response, self.cookie_name, session.identity, int(reading.session.expires_at - reading.now))
+        left = int(reading.session.expires_at - reading.now) if reading.session.remembered else None
+        self._set(response, self.cookie_name, session.identity, left)
         if _DEVICE in request:
             self._set(response, self.device_cookie, *request[_DEVICE])
 
-    def _set(self, response: web.StreamResponse, name: str, value: str, max_age: int) -> None:
+    def _set(self, response: web.StreamResponse, name: str, value: str, max_age: int | None) -> None:
         # A deletion has the same attributes: a browser ignores a `__Host-` cookie without them, even to remove it.
         params: dict[str, Any] = dict(self._cookie_params)
         params["max_age"] = max_age

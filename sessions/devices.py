@@ -3,6 +3,7 @@
 A name for people, not a fact: anyone can send anything. Nothing is decided by it.
 """
 
+import ipaddress
 import re
 
 # The first that is found wins: browsers name their ancestors too, so the youngest come first.
@@ -39,3 +40,12 @@ def device_name(user_agent: str) -> str:
     product = _PRODUCT.match(user_agent)
     name = "" if product is None or product[0] == "Mozilla" else product[0]
     return f"{name} on {system}" if name and system else name or system
+
+
+def place(address: str) -> str:
+    """Where, and no closer: the /24 of an IPv4 address, the /48 of another. "" when nothing can be said."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    return str(ipaddress.ip_network((parsed, 24 if parsed.version == 4 else 48), strict=False))

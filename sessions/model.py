@@ -131,6 +131,7 @@ class Session(msgspec.Struct, frozen=True):
     ended: Ended | None = None
     aal: int = 1  # 2: with a second factor (NIST SP 800-63B's levels)
     auth_time: float = 0.0  # when its holder last showed a factor
+    remembered: bool = True  # False: its cookie goes when the browser ends
 
     @property
     def idle_expires_at(self) -> float:

@@ -13,7 +13,7 @@ from config.database import Pool
 from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
 from config.redis import Unavailable as RedisAway
 from sessions import audit, cookies, store
-from sessions.devices import device_name
+from sessions.devices import device_name, place
 from sessions.errors import translated
 from sessions.model import Session
 from sessions.service import Actor, Sessions
@@ -77,7 +77,8 @@ def view(session: Session) -> SessionView:
 
 
 class OwnSession(msgspec.Struct, frozen=True):
-    """One of the caller's sessions. `connections` is null while the registry is away."""
+    """One of the caller's sessions. `address` is the network that it began in (IPv4: /24, IPv6: /48). `connections` is
+    null while the registry is away."""
 
     sid: str
     device: str
@@ -329,7 +330,7 @@ def _own(session: Session, counts: Mapping[str, int] | None, current: str | None
     return OwnSession(
         session.sid,
         device_name(session.device),
-        session.address,
+        place(session.address),
         rfc3339(session.created_at),
         rfc3339(session.last_seen_at),
         rfc3339(session.expires_at),

@@ -95,8 +95,10 @@ def new_session(
     device: str,
     address: str,
     aal: int = 1,
+    remember: bool = True,
 ) -> Session:
     """A session that begins at `now` (the database's clock) and `born` (the head that its transaction read)."""
+    life = policy.life(subject.roles, remember=remember)
     return Session(
         ids.new_sid(wall),
         subject,
@@ -105,12 +107,13 @@ def new_session(
         born.seq,
         created_at=now,
         last_seen_at=now,
-        expires_at=now + policy.absolute,
-        idle=policy.idle,
+        expires_at=now + life.absolute,
+        idle=life.idle,
         device=text(device),
         address=text(address),
         aal=aal,
         auth_time=now,
+        remembered=remember,
     )
 
 
@@ -120,7 +123,7 @@ class Sessions:
     def __init__(self, pool: Pool, revocations: Revocations, policy: Policy, *, clock: Clock) -> None:
         self._pool = pool
         self._revocations = revocations
-        self._policy = policy
+        self.policy = policy
         self._clock = clock
         self._sealer = Sealer.of(policy, "session keys")
         self._chain = chain.sealer(policy)
@@ -165,7 +168,7 @@ class Sessions:
             log.warning("clocks_disagree", database=rfc3339(self.now()), here=rfc3339(self._clock.wall()))
             return
         await self.forget()
-        if self._policy.keep_audit:
+        if self.policy.keep_audit:
             await self._drop_months()
 
     async def forget(self) -> int:
@@ -173,8 +176,8 @@ class Sessions:
         tokens would come in again, were the clock wrong by which they had expired. Guests go after their last one."""
         with translated():
             gone = await _in_batches(lambda: store.forget(self._pool, now=self.now(), limit=FORGOTTEN_AT_ONCE))
-            if self._policy.keep_ended:
-                before = self.now() - self._policy.keep_ended
+            if self.policy.keep_ended:
+                before = self.now() - self.policy.keep_ended
                 gone += await _in_batches(lambda: store.forget_over(self._pool, before=before, limit=FORGOTTEN_AT_ONCE))
                 await _in_batches(lambda: store.forget_guests(self._pool, before=before, limit=FORGOTTEN_AT_ONCE))
         return gone
@@ -183,7 +186,7 @@ class Sessions:
         """A month that is in use, or that this role may not drop, is there the next time too."""
         try:
             async with self._pool.acquire() as connection:
-                before = self.now() - self._policy.keep_audit
+                before = self.now() - self.policy.keep_audit
                 await chain.prune(connection, self._chain, before, limit=FORGOTTEN_AT_ONCE)
         except (asyncpg.PostgresError, OSError, asyncpg.InterfaceError, Unsealable) as error:
             log.warning("audit_months_not_dropped", error=type(error).__name__)
@@ -213,10 +216,11 @@ class Sessions:
         address: str = "",
         aal: int = 1,
         replaces: str = "",
+        remember: bool = True,
     ) -> Opened:
         """A login, in the caller's transaction (2a): subject locked, version and state demanded, then the head read.
 
-        The cap is exact: what goes beyond `max_per_user` of the user's own logins ends
+        The caps are exact: what goes beyond that of its kind or beyond `max_per_user` of the user's own logins ends
         with 4503, oldest first, and so does `replaces`, the session of the cookie that came with the login. Raises
         Stale when the subject is gone or its version is another by now, SessionEnded (4502) when it is disabled.
         """
@@ -224,17 +228,18 @@ class Sessions:
             user = await self._verified(writing.connection, subject, credential_version)
             position = await writing.head()
             now = self.now()
-            replaced = await self._make_room(writing, subject, replaces, now)
+            replaced = await self._make_room(writing, subject, kind, replaces, now)
             session = new_session(
                 user,
                 kind,
                 position,
-                self._policy,
+                self.policy,
                 now=now,
                 wall=self._clock.wall(),
                 device=device,
                 address=address,
                 aal=aal,
+                remember=remember,
             )
             secret = ids.new_secret() if kind == "cookie" else ""
             key = refresh.new_key() if kind == "token" else b""
@@ -267,12 +272,17 @@ class Sessions:
             raise SessionEnded(Ended(DISABLED))
         return user
 
-    async def _make_room(self, writing: Writing, subject: str, replaces: str, now: float) -> list[str]:
+    async def _make_room(self, writing: Writing, subject: str, kind: str, replaces: str, now: float) -> list[str]:
         """Append the ends of what the new session takes the place of; the sids."""
         old = (await store.by_sids(writing.connection, [replaces])).get(replaces) if ids.is_sid(replaces) else None
         replaced = [replaces] if old is not None and old.session.over(now) is None else []
-        but, keep = "".join(replaced), self._policy.max_per_user - 1
-        replaced += await store.surplus(writing.connection, subject, but=but, keep=keep, now=now)
+        policy = self.policy
+        most = {"cookie": policy.max_cookie_per_user, "token": policy.max_token_per_user}[kind]
+        for cap, counted in ((most, kind), (policy.max_per_user, None)):
+            if cap:
+                replaced += await store.surplus(
+                    writing.connection, subject, but=replaced, keep=cap - 1, now=now, kind=counted
+                )
         for sid in replaced:
             writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REPLACED))
         return replaced
@@ -382,8 +392,8 @@ class Sessions:
             connection,
             sights,
             now=self.now(),
-            absolute=self._policy.absolute,
-            idle=self._policy.idle,
+            life=self.policy.life(()),
+            roles=self.policy.roles,
         )
 
     # -- judging

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config.database import Connection, Pool
+from config.settings import Life
 from sessions.ids import is_sid
 from sessions.model import Ended, Position, Reading, Session, Subject
 from sessions.refresh import FIRST, Generation
@@ -107,7 +108,7 @@ _ENDED = ",".join(
 _EVERYONE = "LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true"
 
 _SESSION = f"""
-    s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address, s.aal,
+    s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address, s.aal, s.remembered,
     {_epoch("s.auth_time")} AS auth_time,
     {_epoch("s.created_at")} AS created_at, {_epoch("s.last_seen_at")} AS last_seen_at,
     {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS created_us,
@@ -230,15 +231,18 @@ WHERE {_LIVE} AND ($2::text = '' OR s.subject = $2)
 # -- logins
 
 
-async def surplus(connection: Connection, subject: str, *, but: str, keep: int, now: float) -> list[str]:
-    """The live logins of a locked subject beyond the newest `keep`, oldest last; `but` is not counted. External
-    sessions are no logins here: their issuer counts them."""
-    return [record["sid"] for record in await connection.fetch(_SURPLUS, now, subject, keep, but)]
+async def surplus(
+    connection: Connection, subject: str, *, but: Sequence[str], keep: int, now: float, kind: str | None = None
+) -> list[str]:
+    """The live logins of a locked subject, of one kind or all, beyond the newest `keep`, oldest last; `but` are not
+    counted. External sessions are no logins here: their issuer counts them."""
+    return [record["sid"] for record in await connection.fetch(_SURPLUS, now, subject, keep, but, kind)]
 
 
 _SURPLUS = f"""
 SELECT s.sid FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
-WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external' AND s.sid <> $4
+WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external' AND s.sid <> ALL($4::text[])
+    AND ($5::text IS NULL OR s.kind = $5)
 ORDER BY s.born DESC, s.created_at DESC, s.sid DESC OFFSET $3::bigint
 """  # noqa: S608 - constants of this module
 
@@ -262,14 +266,15 @@ async def insert_login(
         session.expires_at,
         session.idle,
         session.aal,
+        session.remembered,
     )
 
 
 _INSERT_LOGIN = """
 INSERT INTO sessions (sid, subject, kind, born, secret_hash, refresh_key, refresh_counter, device, address,
-                      created_at, last_seen_at, auth_time, expires_at, idle_seconds, aal)
+                      created_at, last_seen_at, auth_time, expires_at, idle_seconds, aal, remembered)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10), to_timestamp($10), to_timestamp($10),
-        to_timestamp($11), $12, $13)
+        to_timestamp($11), $12, $13, $14)
 """
 
 
@@ -289,6 +294,23 @@ async def step_down(connection: Connection, subject: str, *, now: float) -> None
     await connection.execute(
         "UPDATE sessions SET aal = 1 WHERE sid = ANY($1)", await lock_live(connection, subject, now=now)
     )
+
+
+async def shorten(connection: Connection, subject: str, life: Life) -> None:
+    """No session of a locked subject lives longer than `life` from its begin on, and none longer than before."""
+    await connection.execute(_SHORTEN, subject, life.absolute, life.idle)
+
+
+_SHORTEN = """
+WITH longer AS (
+    SELECT sid FROM sessions WHERE subject = $1 AND ended_at IS NULL
+        AND (expires_at > created_at + $2::float8 * interval '1 second' OR idle_seconds > $3::float8)
+    ORDER BY sid FOR NO KEY UPDATE
+)
+UPDATE sessions SET expires_at = least(expires_at, created_at + $2 * interval '1 second'),
+                    idle_seconds = least(idle_seconds, $3)
+WHERE sid IN (SELECT sid FROM longer)
+"""
 
 
 async def owns(connection: Connection, subject: str, sid: str) -> bool:
@@ -404,20 +426,23 @@ class Sight(NamedTuple):
 
 
 async def meet(
-    connection: Executor, sights: Sequence[Sight], *, now: float, absolute: float, idle: float
+    connection: Executor, sights: Sequence[Sight], *, now: float, life: Life, roles: Mapping[str, Life]
 ) -> Mapping[str, Reading]:
-    """Read the sessions that are there and make those that are not (and their subjects), in one statement.
+    """Read the sessions that are there and make those that are not (and their subjects), in one statement. A new one
+    lives for `life`, or as long as the shortest of `roles` that are its subject's.
 
     `born` is the seq of the last row committed at or before `iat` by the database's clock; 0 without such a row, or
     without `iat`. What another transaction was making at that moment is left out of the answer: ask again.
     """
     sights = sorted(sights, key=lambda sight: sight.sid)  # one order of locks
     columns = [list(column) for column in zip(*sights, strict=True)]
-    return {r["sid"]: _reading(r) for r in await connection.fetch(_MEET, *columns, now, absolute, idle)}
+    lives = [list(roles), *([getattr(one, name) or None for one in roles.values()] for name in ("absolute", "idle"))]
+    records = await connection.fetch(_MEET, *columns, now, life.absolute, life.idle, *lives)
+    return {record["sid"]: _reading(record) for record in records}
 
 
 _COLUMNS = """sid, subject, issuer, kind, born, secret_hash, device, address, created_at, last_seen_at, expires_at,
-    idle_seconds, ended_at, ended_code, ended_reason, ended_message, aal, auth_time"""
+    idle_seconds, ended_at, ended_code, ended_reason, ended_message, aal, auth_time, remembered"""
 
 _MEET = f"""
 WITH input AS MATERIALIZED (
@@ -443,8 +468,12 @@ WITH input AS MATERIALIZED (
                (SELECT l.seq FROM revocation_log l WHERE l.committed_at <= to_timestamp(m.iat)
                 ORDER BY l.committed_at DESC, l.seq DESC LIMIT 1), 0) END,
            m.device, m.address, to_timestamp($8), to_timestamp($8), to_timestamp(coalesce(m.iat, 0)),
-           to_timestamp($8::float8 + $9::float8), $10, to_timestamp(m.forget_at)
-    FROM missing m WHERE m.subject IN (SELECT id FROM u) ORDER BY m.sid
+           to_timestamp($8::float8 + least($9::float8, of_role.absolute)), least($10::float8, of_role.idle),
+           to_timestamp(m.forget_at)
+    FROM missing m JOIN u ON u.id = m.subject CROSS JOIN LATERAL (
+        SELECT min(r.absolute) AS absolute, min(r.idle) AS idle
+        FROM unnest($11::text[], $12::float8[], $13::float8[]) AS r (role, absolute, idle) WHERE r.role = ANY(u.roles)
+    ) of_role ORDER BY m.sid
     ON CONFLICT (sid) DO NOTHING
     RETURNING {_COLUMNS}
 ), s AS (
@@ -524,5 +553,6 @@ def _reading(record: Any) -> Reading:
         ended,
         record["aal"],
         record["auth_time"] or 0.0,
+        record["remembered"],
     )
     return Reading(session, Position(record["head"], record["era"].hex), record["now"])

@@ -1,6 +1,8 @@
 """What tests of accounts share: keys, and one process's accounts served over HTTP."""
 
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from sessions.service import Sessions
 
 ORIGIN = "http://localhost:8000"
 PASSWORD = "correct horse battery staple"
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 @pytest.fixture
@@ -116,6 +119,12 @@ class House:
         made = await self.register("root@example.org")
         await self.pool.execute("update subjects set roles = '{admin}' where id = $1", made.json["user"]["id"])
         return str((await self.login("root@example.org")).json["access_token"])
+
+
+def unix(text: str) -> float:
+    """A moment as answers write it."""
+    assert TIME.fullmatch(text)
+    return datetime.fromisoformat(text).timestamp()
 
 
 def secret_of(answer: Answer) -> str:

@@ -5,7 +5,6 @@ import base64
 import json
 import re
 import unicodedata
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -16,11 +15,10 @@ from config.settings import Settings, with_values
 from sessions import store
 from sessions.model import Kind
 from sessions.revocations import Entry
-from tests.auth.conftest import ORIGIN, PASSWORD, Answer, House, build, secret_of
+from tests.auth.conftest import ORIGIN, PASSWORD, Answer, House, build, secret_of, unix
 
 USER = {"id", "email", "display_name", "roles", "created_at"}
 SESSION = {"sid", "created_at", "expires_at", "idle_expires_at"}
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 NO_ADDRESSES = (
@@ -82,11 +80,6 @@ BAD_BODIES = [
 
 def claims(token: str) -> dict[str, Any]:
     return dict(json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==")))
-
-
-def unix(text: str) -> float:
-    assert TIME.fullmatch(text)
-    return datetime.fromisoformat(text).timestamp()
 
 
 # -- registering and logging in

@@ -7,11 +7,17 @@ import json
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 
 from config import http
+from config.clock import SystemClock
+from config.redis import Pipe
+from config.settings import Settings, with_values
 from sessions.model import DISABLED, Kind
-from tests.auth.conftest import House
+from sessions.revocations import Revocations
+from sessions.service import Sessions
+from tests.auth.conftest import House, build, secret_of, unix
 
 
 async def log_rows(house: House) -> list[tuple[int, str, int]]:
@@ -73,6 +79,40 @@ async def test_roles_write_a_rights_row(house: House) -> None:
     both = await house.call("PATCH", path, {"roles": [], "disabled": True, "reason": "x"}, token=admin)
     assert (both.json["user"]["roles"], both.json["user"]["disabled"]) == ([], True)
     assert [row[0] for row in await log_rows(house)] == [Kind.RIGHTS, Kind.USER]
+
+
+async def test_a_role_with_a_shorter_life_ends_running_sessions_sooner_and_none_later(
+    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, pipe: Pipe
+) -> None:
+    lives = {"admin": {"absolute": 3600.0, "idle": 900.0}, "editor": {"absolute": 7200.0}}
+    settings = with_values(settings, {"sessions.roles": lives})
+    sessions = Sessions(pool, revocations, settings.sessions, clock=SystemClock())
+    async with build(settings, pool, revocations, sessions, pipe) as house:
+        admin, made = await house.admin(), await house.register(mode="cookie")
+        user, cookie = made.json["user"]["id"], secret_of(made)
+        token = (await house.login(address="198.51.100.1")).json["access_token"]
+        old = unix(made.json["session"]["expires_at"])
+        for roles, absolute, idle in (
+            (["editor"], 7200, 14 * 86400),
+            (["admin"], 3600, 900),
+            ([], 3600, 900),
+            (["editor"], 3600, 900),
+        ):
+            answer = await house.call("PATCH", f"/admin/users/{user}", {"roles": roles, "reason": "x"}, token=admin)
+            assert answer.status == 200
+            for by in ({"cookie": cookie}, {"token": token}):
+                session = (await house.call("GET", "/auth/me", **by)).json["session"]
+                began = unix(session["created_at"])
+                assert unix(session["expires_at"]) - began == pytest.approx(absolute, abs=0.01)
+                idle_end = unix(session["idle_expires_at"])
+                assert idle_end == pytest.approx(min(began + idle, began + absolute), abs=5)
+        assert old - unix(made.json["session"]["created_at"]) == pytest.approx(90 * 86400, abs=0.01)
+        fresh = (await house.login(address="198.51.100.1")).json["access_token"]
+        connected = house.accounts.identity.try_connect(fresh)
+        assert connected is not None
+        assert connected.standing.idle == settings.sessions.idle
+        assert (await house.accounts.identity.connect(token)).standing.idle == 900  # type: ignore[union-attr]
+    await sessions.close()
 
 
 async def test_bad_changes_change_nothing(house: House) -> None:

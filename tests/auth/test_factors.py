@@ -18,7 +18,7 @@ from config.http import ROUTES
 from config.settings import Settings, with_values
 from sessions.revocations import Revocations
 from sessions.service import Sessions
-from tests.auth.conftest import PASSWORD, Answer, House, build, secret_of
+from tests.auth.conftest import PASSWORD, Answer, House, build, secret_of, unix
 from tests.revocation.cluster import until
 
 ALICE = "alice@example.org"
@@ -413,6 +413,24 @@ async def test_sec_13_step_up_changes_the_secret_and_keeps_the_session(
             mine = await place.call("GET", "/auth/me", cookie=new)
             assert (mine.status, mine.json["session"]["sid"]) == (200, me.sid)
     assert await me.sessions() == 1
+
+
+async def test_a_login_that_is_not_remembered_stays_so_when_its_cookie_changes(house: House, db_clock: Clock) -> None:
+    me = await alice(house, db_clock, "cookie")
+    body = {"challenge": await me.challenge(), "code": me.phone.code(), "mode": "cookie", "remember": False}
+    answer = await house.call("POST", "/auth/login/factor", body)
+    assert list(answer.cookies) == ["wardgate"]  # whose device it is, nobody says
+    assert (answer.cookies["wardgate"]["max-age"], answer.json["session"]["sid"]) != ("0", me.sid)
+    again = await me.step_up({"code": me.phone.code()}, cookie=secret_of(answer))
+    for set_by in (answer, again):
+        assert set_by.cookies["wardgate"]["max-age"] == ""
+        session = set_by.json["session"]
+        assert unix(session["expires_at"]) - unix(session["created_at"]) == pytest.approx(86400, abs=0.01)
+    plain = await house.register("bob@example.org", mode="cookie")
+    assert int(plain.cookies["wardgate"]["max-age"]) > 89 * 86400
+    body = {"email": "bob@example.org", "password": PASSWORD, "remember": False}
+    answer = await house.call("POST", "/auth/login", body)
+    assert answer.cookies["wardgate"]["max-age"] == ""
 
 
 async def test_a_password_is_a_factor_of_whoever_has_no_other(house: House, db_clock: Clock) -> None:

@@ -122,6 +122,15 @@ def test_variables_carry_arrays_and_tables_as_json() -> None:
     assert settings.client.channel_limit == 7
 
 
+def test_lives_by_role_come_from_the_file_and_a_variable(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[sessions.roles.admin]\nabsolute = "12h"\n[sessions.roles.editor]\nidle = "1h"\n')
+    roles = loading.load(path, {"WARDGATE_SESSIONS_ROLES": '{"admin": {"idle": "15m"}}'}, dev=True).sessions.roles
+    assert {name: (life.absolute, life.idle) for name, life in roles.items()} == {
+        "admin": (12 * 3600.0, 900.0),
+        "editor": (0.0, 3600.0),
+    }
+
+
 def test_a_table_in_a_variable_is_laid_over_that_of_the_file(tmp_path: Path) -> None:
     path = toml(tmp_path, "[channel.without_namespace]\npresence = true\njoin_leave = true\n")
     settings = loading.load(path, {"WARDGATE_CHANNEL_WITHOUT_NAMESPACE": '{"presence": false}'}, dev=True)
@@ -242,6 +251,20 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         ("[client]\ntoken = []", "client.token: must be a table"),
         ("[channel]\nnamespaces = 3", "channel.namespaces: must be an array, each item a table"),
         ("[channel]\nnamespaces = [3]", "channel.namespaces[0]: must be a table"),
+        ("[sessions]\nroles = 3", "sessions.roles: must be a table"),
+        ("[sessions.roles]\nadmin = 3", "sessions.roles.admin: must be a table"),
+        (
+            "[sessions.roles.admin]\nidle = 3",
+            'sessions.roles.admin.idle = 3: must be a duration like "30s", "10m", "1h30m" or "14d"',
+        ),
+        (
+            '[sessions.roles.idle]\nidel = "3m"',
+            "sessions.roles.idle.idel: there is no such setting (did you mean sessions.roles.idle.idle?)",
+        ),
+        (
+            '[sessions.roles.Admin]\nidle = "3m"',
+            "sessions: roles: 'Admin' is the name of no role (a-z, 0-9, _ and -, up to 32 characters)",
+        ),
     ],
 )
 def test_options_are_held_to_each_other(tmp_path: Path, text: str, line: str) -> None:

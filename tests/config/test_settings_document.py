@@ -95,7 +95,7 @@ def section(path: str) -> str:
 LEAVES = [
     path
     for path, option in options().items()
-    if not option.table and path not in ("client.issuers", "channel.namespaces")
+    if not option.table and path not in ("client.issuers", "channel.namespaces", "sessions.roles")
 ]
 
 

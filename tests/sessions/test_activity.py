@@ -54,6 +54,19 @@ async def test_a_session_is_written_at_most_once_a_tenth_of_its_idle_time(activi
     assert writes.written[1:] == [{"a": 1_800_000_100.0}]
 
 
+async def test_a_session_whose_idle_time_became_shorter_was_let_go_idle_while_it_was_used(
+    activity: Activity, writes: Writes
+) -> None:
+    note(activity, "a", 0.0)
+    await activity.flush()
+    activity.note("a", 10.0, 5.0, lambda: 1_800_000_005.0)
+    await activity.flush()
+    assert writes.written[1:] == [{"a": 1_800_000_005.0}]
+    activity.note("a", 10.0, 5.5, lambda: 1_800_000_005.5)
+    await activity.flush()
+    assert len(writes.written) == 2
+
+
 async def test_a_session_that_was_just_made_is_not_written_again(activity: Activity, writes: Writes) -> None:
     activity.recorded("a", IDLE, 5.0)
     for at in (5.0, 104.9):

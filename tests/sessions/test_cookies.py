@@ -25,7 +25,8 @@ async def serve(sessions: Sessions, login: Logins) -> AsyncIterator[Serve]:
 
     async def log_in(request: web.Request) -> web.Response:
         device = ("a-device", 1000) if "known" in request.query else None
-        await cookies.start(request, await login(request.query["user"]), device)
+        remember = "forget" not in request.query
+        await cookies.start(request, await login(request.query["user"], remember=remember), device)
         return web.Response(text=cookies.device(request))
 
     async def log_out(request: web.Request) -> web.Response:
@@ -69,6 +70,12 @@ async def test_60_outside_dev_the_cookie_is_a_host_cookie(serve: Serve) -> None:
     assert (morsel["path"], morsel["domain"]) == ("/", "")
     assert 90 * 86400 - 10 <= int(morsel["max-age"]) <= 90 * 86400
     assert ids.secret_hash(morsel.value) is not None
+
+
+async def test_the_cookie_of_a_login_that_is_not_remembered_goes_with_the_browser(serve: Serve) -> None:
+    morsel = sent(await (await serve(secure=True)).post("/in?user=alice&forget"))
+    assert (morsel["max-age"], morsel["expires"]) == ("", "")
+    assert (morsel["secure"], morsel["httponly"], morsel["samesite"], morsel["path"]) == (True, True, "Lax", "/")
 
 
 async def test_60_the_cookie_of_a_device_is_a_host_cookie_too(serve: Serve) -> None:

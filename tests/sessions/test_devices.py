@@ -1,8 +1,8 @@
-"""Names of devices, for people."""
+"""Names of devices and places, for people."""
 
 import pytest
 
-from sessions.devices import device_name
+from sessions.devices import device_name, place
 
 _CHROME = "AppleWebKit/537.36 (KHTML, like Gecko) Chrome/128.0.0.0 Safari/537.36"
 
@@ -30,3 +30,16 @@ def test_a_user_agent_becomes_a_name(agent: str, name: str) -> None:
 
 def test_a_very_long_agent_has_a_short_name() -> None:
     assert len(device_name("A" * 10_000)) == 40
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.77", "192.0.2.0/24"),
+        ("2001:db8:1:2:3::9", "2001:db8:1::/48"),
+        ("", ""),
+        ("unix:", ""),
+    ],
+)
+def test_a_place_is_a_network_and_never_an_address(address: str, network: str) -> None:
+    assert place(address) == network

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from config.clock import SystemClock
-from config.settings import Settings
+from config.settings import Life, Settings, with_values
 from sessions import external, ids, service, store
 from sessions.errors import ExternalRefused, SessionEnded
 from sessions.external import FORGOTTEN_AFTER, External
@@ -246,12 +246,28 @@ async def test_two_processes_that_meet_the_same_sessions_at_once_agree(
     await other.close()
 
 
+async def test_the_life_of_an_external_session_is_that_of_its_users_roles(
+    pool: asyncpg.Pool, revocations: Revocations, settings: Settings
+) -> None:
+    await store.create_subject(pool, "42", ["admin", "editor"])
+    lives = {"admin": {"absolute": 3600.0}, "editor": {"idle": 60.0}, "other": {"idle": 1.0}}
+    policy = with_values(settings, {"sessions.roles": lives}).sessions
+    some = Sessions(pool, revocations, policy, clock=SystemClock())
+    mine, others = await asyncio.gather(some.external(token("42", jti="j")), some.external(token("43", jti="k")))
+    for reading, absolute, idle in ((mine, 3600.0, 60.0), (others, policy.absolute, policy.idle)):
+        session = reading.session
+        assert session.expires_at - session.created_at == pytest.approx(absolute, abs=1e-3)
+        assert session.idle == idle
+    await some.close()
+
+
 async def test_what_another_transaction_is_making_is_met_when_it_is_there(
     sessions: Sessions, pool: asyncpg.Pool, revocations: Revocations
 ) -> None:
     sight = store.Sight(ids.derived_sid("", "jti", "j"), "42", "", None, "", "")
     async with pool.acquire() as connection, connection.transaction():
-        await store.meet(connection, [sight], now=revocations.database_now(), absolute=100.0, idle=10.0)
+        life = Life(absolute=100.0, idle=10.0)
+        await store.meet(connection, [sight], now=revocations.database_now(), life=life, roles={})
         meeting = asyncio.ensure_future(sessions.external(token("42", jti="j")))
         await waits_for_lock(connection)
     assert (await meeting).session.sid == sight.sid

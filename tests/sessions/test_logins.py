@@ -5,6 +5,8 @@ import asyncio
 import asyncpg
 import pytest
 
+from config.clock import SystemClock
+from config.settings import Settings, with_values
 from sessions import ids, store
 from sessions.errors import SessionEnded, Stale
 from sessions.model import DISABLED, REPLACED, Ended, Kind
@@ -151,6 +153,52 @@ async def test_sessions_that_are_over_do_not_count(login: Logins, pool: asyncpg.
     await pool.execute("UPDATE sessions SET expires_at = now() - interval '1 s' WHERE ended_at IS NULL")
     assert (await login()).replaced == ()
     assert await live(pool) == 1
+
+
+async def test_a_kind_of_client_has_a_cap_of_its_own_beside_that_of_the_user(
+    pool: asyncpg.Pool, revocations: Revocations, settings: Settings
+) -> None:
+    caps = {"sessions.max_per_user": 4, "sessions.max_cookie_per_user": 3, "sessions.max_token_per_user": 2}
+    some = Sessions(pool, revocations, with_values(settings, caps).sessions, clock=SystemClock())
+    login = Logins(pool, revocations, some)
+    first, second, third = [(await login(kind="token")).reading.session.sid for _ in range(3)]
+    assert [s.sid for s in await some.of_subject("alice")] == [third, second]
+    cookies = [(await login()).reading.session.sid for _ in range(2)]
+    opened = await login()  # the third of its kind, the fifth of all
+    assert opened.replaced == (second,)
+    opened = await login(kind="token", replaces=cookies[0])  # what it replaces makes the room
+    assert opened.replaced == (cookies[0],)
+    opened = await login(kind="token")
+    assert opened.replaced == (third,)
+    assert await live(pool) == 4
+    codes = await pool.fetch("SELECT sid, code FROM revocation_log WHERE kind = 1")
+    assert {record["code"] for record in codes} == {REPLACED}
+    assert first in {record["sid"] for record in codes}
+    await some.close()
+
+
+async def test_the_life_of_a_session_is_the_shortest_of_its_users_roles(
+    pool: asyncpg.Pool, revocations: Revocations, settings: Settings
+) -> None:
+    lives = {"admin": {"absolute": 3600.0, "idle": 900.0}, "editor": {"idle": 60.0}, "slow": {"absolute": 1e9}}
+    policy = with_values(settings, {"sessions.roles": lives, "sessions.absolute_unremembered": 7200.0}).sessions
+    some = Sessions(pool, revocations, policy, clock=SystemClock())
+    login = Logins(pool, revocations, some)
+    for roles, remember, absolute, idle in (
+        ((), True, policy.absolute, policy.idle),
+        (("slow",), True, policy.absolute, policy.idle),
+        (("admin",), True, 3600.0, 900.0),
+        (("admin", "editor"), True, 3600.0, 60.0),
+        (("editor",), False, 7200.0, 60.0),
+    ):
+        user = await login.user(f"one of {roles}", roles)
+        opened = (await login(user, remember=remember)).reading.session
+        reading = await some.by_sid(opened.sid)
+        assert reading is not None
+        session = reading.session
+        assert session.expires_at - session.created_at == pytest.approx(absolute, abs=1e-3)
+        assert (session.idle, session.remembered) == (idle, remember)
+    await some.close()
 
 
 async def test_one_users_logins_do_not_count_for_another(login: Logins) -> None:
