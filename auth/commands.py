@@ -42,6 +42,7 @@ keys.command(keys_api)
 token = App(name="token", help="Make a token, to try things out.")
 
 ACTOR = "cli"
+LONGEST_BAN = 36500 * 86400.0
 
 Who = Annotated[str, Parameter(help="A user id or an e-mail address.")]
 Reason = Annotated[str, Parameter(help="1 to 64 characters, kept in the audit.")]
@@ -110,6 +111,24 @@ async def enable(user: Who, *, reason: Reason = "enabled by an operator", common
     await _change(user, reason, common, disabled=False)
 
 
+@users.command(name="ban")
+async def ban(
+    user: Who,
+    *,
+    during: Annotated[str, Parameter(name="--for", help='How long, like "12h", "30d"; "0s" lifts a ban.')],
+    reason: Reason = "banned by an operator",
+    common: Common = COMMON,
+) -> None:
+    """Ban an account for a while: as disabled, and enabled again by itself."""
+    try:
+        wanted = float(seconds(during))
+    except ValueError as error:
+        raise Usage(f"--for: {error}") from None
+    if wanted > LONGEST_BAN:
+        raise Usage("--for is at most 36500d: disable the account instead")
+    await _change(user, reason, common, ban=wanted)
+
+
 @users.command(name="roles")
 async def set_roles(
     user: Who,
@@ -152,13 +171,14 @@ async def ensure_admin(pool: Pool, settings: Settings, email: str, password: str
         verdict = await asyncio.to_thread(hashing.check, account.password_hash, normal)
         stored = "" if verdict.right else await asyncio.to_thread(hashing.hash, normal)
         roles = tuple(sorted({*account.user.roles, *_ADMIN}))
-        if stored or not account.user.active or roles != account.user.roles:
+        if stored or not account.user.admitted or roles != account.user.roles:
             async with _ledger(connection) as ledger:
                 await service.change_user(
                     ledger,
                     account.user.id,
                     disabled=False,
                     roles=roles,
+                    banned_until=service.NO_BAN,
                     reason="admin of this folder",
                     lives=settings.sessions,
                     actor=ACTOR,
@@ -178,17 +198,23 @@ async def _create(connection: Connection, email: str, display_name: str, stored:
     return User(id, email, display_name, tuple(roles), made, True)
 
 
-async def _change(user: str, reason: str, common: Common, **change: Any) -> None:
-    if not 1 <= len(reason) <= 64:
-        raise Usage("--reason has 1 to 64 characters")
-    wanted: dict[str, Any] = {"disabled": None, "roles": None, **change}
+async def _change(user: str, reason: str, common: Common, *, ban: float | None = None, **change: Any) -> None:
+    """`ban`: for so many seconds."""
+    _check_reason(reason)
     async with database(common) as (settings, pool), pool.acquire() as connection:
         async with _ledger(connection) as ledger:
             id = await _id(connection, user)
-            await service.change_user(ledger, id, reason=reason, lives=settings.sessions, actor=ACTOR, **wanted)
+            if ban is not None:
+                change["banned_until"] = await store.database_now(connection) + ban if ban else service.NO_BAN
+            await service.change_user(ledger, id, reason=reason, lives=settings.sessions, actor=ACTOR, **change)
         changed = await accounts.find(connection, id)
     assert changed is not None  # noqa: S101 - it was changed just now
     show(_shown(changed), as_json=common.json)
+
+
+def _check_reason(reason: str) -> None:
+    if not 1 <= len(reason) <= 64:
+        raise Usage("--reason has 1 to 64 characters")
 
 
 async def _set_password(ledger: service.Ledger, id: str, stored: str) -> int:
@@ -234,6 +260,7 @@ def _shown(user: User) -> Mapping[str, Any]:
         "display_name": user.display_name,
         "roles": list(user.roles),
         "disabled": not user.active,
+        "banned_until": _time(user.banned_until),
         "failures": user.failures,
         "created_at": rfc3339(user.created_at),
         "last_login_at": _time(user.last_login_at),

@@ -134,7 +134,7 @@ class Mailboxes:
 
     async def _order(self, connection: Connection, asked: Asked, key: str, account: Account | None) -> Order | None:
         if account is not None:
-            if not account.user.active or asked.wish == "resend":
+            if not account.user.admitted or asked.wish == "resend":
                 return None
             if asked.wish == "register":
                 return _order("address_taken", account, asked.language)
@@ -218,7 +218,7 @@ class Mailboxes:
                 subject = await store.subject(connection, known.subject, lock=True)
                 redeemed = await _redeemed(connection, token, "reset_password")
                 account = await users.by_id(connection, redeemed.subject)
-                if subject is None or account is None or not account.user.active or redeemed.detail != _as(account):
+                if subject is None or account is None or not account.user.admitted or redeemed.detail != _as(account):
                     raise _no_longer("token")
                 context = (account.user.email, account.user.display_name)
                 policy.acceptable("new_password", new, self._passwords.min_length, context)

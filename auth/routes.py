@@ -6,6 +6,7 @@ What a deed does stands in `service`, who may ask in `identity`. A person's own 
 
 import contextlib
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,7 +24,7 @@ from auth.keys import Keys, key_sealer
 from auth.mailbox import Mailboxes
 from auth.mailbox_routes import MailboxRoutes, Text, who_asks
 from auth.passwords import Passwords
-from auth.service import Client, Held, LoggedIn, Users
+from auth.service import NO_BAN, Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from auth.totp import Codes, Freshness
@@ -61,6 +62,8 @@ from sessions.webhook_routes import WebhookRoutes, sealer
 from sessions.webhooks import Webhooks
 
 Mode = Literal["cookie", "token"]
+
+LAST_DAY = 253402214400.0  # 9999-12-31: no time zone moves it into a year that cannot be written
 
 JWKS_FOR = 60  # s that a reader of the key set may keep it; a new key is published for longer before it signs
 
@@ -109,12 +112,20 @@ class ChangePassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     new_password: Text
 
 
+class ChangeMe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left out stays. `avatar_url` begins with https://, or is empty: none."""
+
+    display_name: Text | None = None
+    avatar_url: Text | None = None
+
+
 class ChangeUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is left out stays. `reason` is kept in the audit."""
+    """What is left out stays. `reason` is kept in the audit. `banned_until` is a time to come, or null: no ban."""
 
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     disabled: bool | None = None
     roles: Annotated[list[Annotated[str, msgspec.Meta(max_length=32)]], msgspec.Meta(max_length=16)] | None = None
+    banned_until: Annotated[datetime, msgspec.Meta(tz=True)] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class UserFilter(Paging, frozen=True, forbid_unknown_fields=True):
@@ -126,17 +137,20 @@ class UserFilter(Paging, frozen=True, forbid_unknown_fields=True):
 
 
 class UserView(msgspec.Struct, frozen=True):
-    """A user as they see themselves. A guest's `email` and `display_name` are empty."""
+    """A user as they see themselves. A guest's `email` and `display_name` are empty; `avatar_url` is there where there
+    is one."""
 
     id: str
     email: str
     display_name: str
     roles: list[str]
     created_at: str
+    avatar_url: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class AnyUser(msgspec.Struct, frozen=True):
-    """A user as admins see them. `failures`: wrong passwords since the last right one."""
+    """A user as admins see them. `failures`: wrong passwords since the last right one. `banned_until` is null without a
+    ban."""
 
     id: str
     email: str
@@ -146,6 +160,8 @@ class AnyUser(msgspec.Struct, frozen=True):
     disabled: bool
     failures: int
     last_login_at: str | None
+    banned_until: str | None
+    avatar_url: str
 
 
 class AnyUsers(msgspec.Struct, frozen=True):
@@ -297,6 +313,17 @@ class AccountRoutes:
             ),
             Route("GET", "/auth/me", self.me, "Who I am, and my session", result=Me, access="session", tag="accounts"),
             Route(
+                "PATCH",
+                "/auth/me",
+                self.change_me,
+                "Another name or picture that others see of me",
+                body=ChangeMe,
+                result=UserView,
+                access="session",
+                errors=("outcome_unknown",),
+                tag="accounts",
+            ),
+            Route(
                 "POST",
                 "/auth/password",
                 self.change_password,
@@ -322,7 +349,7 @@ class AccountRoutes:
                 "PATCH",
                 "/admin/users/{id}",
                 self.change_user,
-                "Disable or enable a user, or give other roles",
+                "Disable, enable or ban a user, or give other roles",
                 body=ChangeUser,
                 result=UserChanged,
                 access="admin",
@@ -423,6 +450,13 @@ class AccountRoutes:
             raise Problem("not_found")
         return Me(user_view(user), view(reading.session), sorted(call.who.scopes))
 
+    async def change_me(self, call: Call[ChangeMe, Nothing]) -> UserView:
+        body, who = call.body, call.who
+        user = await self._people.change_profile(
+            who.id, who.sid or "", body.display_name, body.avatar_url, who_asks(call)
+        )
+        return user_view(user)
+
     async def _reading(self, call: Call[Any, Any]) -> Reading:
         reading: Reading | None = call.request.get(READING)
         if reading is not None:
@@ -453,6 +487,7 @@ class AccountRoutes:
             plain("id", call.path("id")),
             disabled=body.disabled,
             roles=body.roles,
+            banned_until=self._until(body.banned_until),
             reason=body.reason,
             actor=who.name,
             scopes=who.scopes,
@@ -460,6 +495,14 @@ class AccountRoutes:
             address=call.address,
         )
         return UserChanged(any_user(user), receipt)
+
+    def _until(self, wanted: datetime | msgspec.UnsetType | None) -> float | None:
+        if not isinstance(wanted, datetime):
+            return NO_BAN if wanted is None else None
+        until = wanted.timestamp()
+        if not self._sessions.now() < until < LAST_DAY:
+            raise invalid("banned_until", "a time to come; null lifts a ban")
+        return until
 
     # -- for everyone
 
@@ -476,7 +519,14 @@ async def _bearer(request: web.Request) -> Held | None:
 
 
 def user_view(user: User) -> UserView:
-    return UserView(user.id, user.email, user.display_name, list(user.roles), rfc3339(user.created_at))
+    return UserView(
+        user.id,
+        user.email,
+        user.display_name,
+        list(user.roles),
+        rfc3339(user.created_at),
+        user.avatar_url or msgspec.UNSET,
+    )
 
 
 def any_user(user: User) -> AnyUser:
@@ -489,6 +539,8 @@ def any_user(user: User) -> AnyUser:
         not user.active,
         user.failures,
         None if user.last_login_at is None else rfc3339(user.last_login_at),
+        None if user.banned_until is None else rfc3339(user.banned_until),
+        user.avatar_url,
     )
 
 

@@ -5,9 +5,11 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 """
 
 import asyncio
+import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
 import structlog
 
 from auth import letters, users
@@ -20,7 +22,7 @@ from auth.totp import Codes, Freshness
 from auth.users import Account, User
 from config import scopes as granting
 from config.database import Connection, Pool
-from config.http import Problem, invalid
+from config.http import Problem, invalid, rfc3339
 from config.scopes import ROLE
 from config.settings import Auth, Mail
 from config.settings import Sessions as Policy
@@ -29,7 +31,7 @@ from sessions import audit, store, webhooks
 from sessions.devices import device_name, place
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
-from sessions.model import DISABLED, REVOKED, Kind
+from sessions.model import DISABLED, REVOKED, Kind, Subject
 from sessions.revocations import Receipt, Revocations, Writing
 from sessions.service import Opened, Sessions
 
@@ -38,6 +40,7 @@ Mode = Literal["cookie", "token"]
 FIRST_VERSION = 1
 """The credential version of a new subject, and of a guest's."""
 FLUSH_FAILURES = 1.0
+NO_BAN = -math.inf
 MAX_ROLES = 16
 
 log = structlog.get_logger(__name__)
@@ -167,10 +170,10 @@ class Users:
     async def log_in(self, email: str, password: str, mode: Mode, client: Client) -> LoggedIn:
         """A new session for whoever knows the password.
 
-        Unknown, wrong, damaged and disabled are one answer and one hash: `invalid_credentials`; so is a password that
-        was guessed at too often (`users.TOO_MANY_FAILURES`), but from where its owner has logged in before. Where there
-        is a second factor a right password gives `second_factor_required` with a challenge, and no session. Other
-        problems: invalid (no text that could be a password), too_many_attempts, busy.
+        Unknown, wrong, damaged, disabled and banned are one answer and one hash: `invalid_credentials`; so is a
+        password that was guessed at too often (`users.TOO_MANY_FAILURES`), but from where its owner has logged in
+        before. Where there is a second factor a right password gives `second_factor_required` with a challenge, and no
+        session. Other problems: invalid (no text that could be a password), too_many_attempts, busy.
         """
         self._require_local()
         normal = policy.bounded("password", password)
@@ -333,6 +336,39 @@ class Users:
         at = self._revocations.database_now()
         await letters.tell(connection, self._mail, letter, user, client.language, at, more)
 
+    # -- what others see of them
+
+    async def change_profile(
+        self, id: str, sid: str, display_name: str | None, avatar_url: str | None, client: Client
+    ) -> User:
+        """Another name or picture; what is None stays. Problems: invalid, forbidden, session_ended."""
+        if display_name is not None:
+            require_display_name(display_name)
+        if avatar_url is not None and not users.is_avatar_url(avatar_url):
+            raise invalid("avatar_url", f"an address that begins with https://, at most {users.MAX_URL} characters")
+        with translated():
+            async with self._revocations.writing(actor=f"user:{id}") as writing:
+                connection = writing.connection
+                await store.lock_subjects(connection, [id])
+                await writing.require_live(sid)
+                account = await users.by_id(connection, id)
+                if account is None:
+                    raise Problem("forbidden", "this account's profile is kept elsewhere")
+                before = {"display_name": account.user.display_name, "avatar_url": account.user.avatar_url}
+                given = {"display_name": display_name, "avatar_url": avatar_url}
+                after = before | {name: value for name, value in given.items() if value is not None}
+                await users.set_profile(connection, id, **after)
+                await audit.append(
+                    connection,
+                    "user.profile_changed",
+                    actor=f"user:{id}",
+                    target=f"user:{id}",
+                    sid=sid,
+                    address=client.address,
+                    detail={"fields": [name for name in after if after[name] != before[name]]},
+                )
+        return msgspec.structs.replace(account.user, **after)
+
     # -- what admins do
 
     async def find(self, id: str) -> User | None:
@@ -352,13 +388,15 @@ class Users:
         *,
         disabled: bool | None,
         roles: Iterable[str] | None,
+        banned_until: float | None,
         reason: str,
         actor: str,
         scopes: Collection[str],
         sid: str = "",
         address: str = "",
     ) -> tuple[User, Receipt | None]:
-        """Disable, enable, or give other roles; the receipt of what that ended or changed. `scopes` are the actor's.
+        """Disable, enable, ban, or give other roles; the receipt of what that ended or changed. `scopes` are the
+        actor's.
 
         Problems: not_found, forbidden (the user has a role, or would get one, that may what the actor may not).
         """
@@ -371,6 +409,7 @@ class Users:
                     id,
                     disabled=disabled,
                     roles=wanted,
+                    banned_until=banned_until,
                     reason=reason,
                     lives=self._sessions.policy,
                     actor=actor,
@@ -429,7 +468,7 @@ async def _audit_new(writing: Writing, action: audit.Action, id: str, client: Cl
 
 def _admits(user: User, *, known: bool) -> bool:
     """Whether the right password lets this user in, from a device or address that is `known` or not."""
-    return user.active and (known or user.failures < users.TOO_MANY_FAILURES)
+    return user.admitted and (known or user.failures < users.TOO_MANY_FAILURES)
 
 
 async def _write_failures(connection: Connection, counts: Mapping[str, int]) -> None:
@@ -449,14 +488,18 @@ async def end_logins(writing: Ledger, id: str, now: float, *, except_sid: str = 
     return len(others)
 
 
+def require_display_name(text: str) -> None:
+    if not users.is_display_name(text):
+        raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
+
+
 def registrable(settings: Auth, email: str, password: str, display_name: str) -> str:
     """What every new account is held to; the password as it is hashed. Problems: forbidden, invalid."""
     if not settings.registration:
         raise Problem("forbidden", "registration is closed")
     if not users.is_email(email):
         raise invalid("email", "an e-mail address")
-    if not users.is_display_name(display_name):
-        raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
+    require_display_name(display_name)
     return policy.acceptable("password", password, settings.password_min_length, (email, display_name))
 
 
@@ -472,8 +515,9 @@ async def change_user(
     writing: Ledger,
     id: str,
     *,
-    disabled: bool | None,
-    roles: tuple[str, ...] | None,
+    disabled: bool | None = None,
+    roles: tuple[str, ...] | None = None,
+    banned_until: float | None = None,
     reason: str,
     lives: Policy,
     actor: str,
@@ -481,40 +525,49 @@ async def change_user(
     address: str = "",
     beyond: Collection[str] = (),
 ) -> None:
-    """What `Users.change` does, in the caller's transaction. What is so already changes nothing. `beyond`: the roles
-    that may more than the actor.
+    """What `Users.change` does, in the caller's transaction. What is so already changes nothing. `banned_until` is
+    database time; a ban that is over, or NO_BAN, is none. `beyond`: the roles that may more than the actor.
 
     Roles with a shorter life make the user's sessions end sooner (`lives`), roles with a longer one none of them later.
 
     `sid`: the session that acts, whose user is the `actor`; it must be live in this transaction (7e). Both users are
     locked before it, in one order: two who change each other at once would else wait for each other.
     """
-    await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
-    before = await store.subject(writing.connection, id)
+    connection = writing.connection
+    await store.lock_subjects(connection, [id, actor.removeprefix("user:")] if sid else [id])
+    before = await store.subject(connection, id)
     if sid:
         await writing.require_live(sid)
     if before is None:
         raise Problem("not_found")
-    active = before.active if disabled is None else not disabled
-    wanted = before.roles if roles is None else roles
-    if above := sorted({*before.roles, *wanted} & {*beyond}):
+    if above := sorted({*before.roles, *(roles or ())} & {*beyond}):
         raise Problem("forbidden", f"the role {above[0]} may what you may not")
-    await store.change_subject(writing.connection, id, active=active, roles=wanted)
-    if before.active and not active:
-        writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason))
-    elif set(wanted) != set(before.roles):
-        await store.shorten(writing.connection, id, lives.life(wanted))
-        writing.append(Entry(kind=Kind.RIGHTS, subject=id, reason=reason))
-    await audit.append(
-        writing.connection,
-        "user.changed",
-        actor=actor,
-        target=f"user:{id}",
-        sid=sid,
-        address=address,
-        detail={
-            "reason": reason,
-            "before": {"disabled": not before.active, "roles": list(before.roles)},
-            "after": {"disabled": not active, "roles": list(wanted)},
-        },
+    after = await store.change_subject(
+        connection, id, active=None if disabled is None else not disabled, roles=roles, banned_until=banned_until
     )
+    assert after is not None  # noqa: S101 - it is locked
+    now = await store.database_now(connection)
+    if before.active and not after.active:
+        writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason))
+    elif before.admitted(now) and not after.admitted(now):
+        message = f"banned until {rfc3339(after.banned_until)}"
+        writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason, message=message))
+    elif set(after.roles) != set(before.roles):
+        await store.shorten(connection, id, lives.life(after.roles))
+        writing.append(Entry(kind=Kind.RIGHTS, subject=id, reason=reason))
+    told = {"actor": actor, "target": f"user:{id}", "sid": sid, "address": address}
+    if _ban(before, now) != _ban(after, now):
+        action: audit.Action = "user.unbanned" if _ban(after, now) is None else "user.banned"
+        bans = {"before": {"banned_until": _ban(before, now)}, "after": {"banned_until": _ban(after, now)}}
+        await audit.append(connection, action, **told, detail={"reason": reason, **bans})
+    if banned_until is None or disabled is not None or roles is not None:
+        changes = {"before": _standing(before), "after": _standing(after)}
+        await audit.append(connection, "user.changed", **told, detail={"reason": reason, **changes})
+
+
+def _ban(subject: Subject, now: float) -> str | None:
+    return rfc3339(subject.banned_until) if subject.banned_until > now else None
+
+
+def _standing(subject: Subject) -> dict[str, Any]:
+    return {"disabled": not subject.active, "roles": list(subject.roles)}

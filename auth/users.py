@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -21,12 +22,14 @@ Executor = Connection | Pool
 MAX_EMAIL = 254  # RFC 5321 4.5.3.1.3, less the angle brackets
 MAX_KEY = 512  # one character of compatibility can fold to eighteen
 MAX_NAME = 100
+MAX_URL = 512
 TOO_MANY_FAILURES = 100
 """After so many wrong passwords without a right one between them the password is good only where its owner has logged
 in before, until it is set anew."""
 
 _LOCAL = re.compile(r"[^\s@\"(),:;<>\[\\\]]{1,64}")
 _CURSOR = re.compile(r"\d{1,17}\.u_[a-z2-7]{26}", re.ASCII)
+_NOT_IN_URLS = frozenset(' "<>\\^`{|}')
 _LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
 
 
@@ -41,6 +44,14 @@ class User(msgspec.Struct, frozen=True):
     active: bool
     failures: int = 0
     last_login_at: float | None = None
+    avatar_url: str = ""
+    banned_until: float | None = None
+    """While a ban lasts, by the database's clock when this was read."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether they may come in: neither disabled nor banned."""
+        return self.active and self.banned_until is None
 
 
 class Account(NamedTuple):
@@ -75,14 +86,31 @@ def is_email(text: str) -> bool:
     return all(_LABEL.fullmatch(label) and "_" not in label for label in domain.split("."))
 
 
+def is_avatar_url(text: str) -> bool:
+    """An address over https, at most 512 characters; may be empty. Nothing is fetched from it."""
+    if not text:
+        return True
+    if len(text) > MAX_URL or not text.isascii() or not text.isprintable() or set(text) & _NOT_IN_URLS:
+        return False
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # ValueError unless it is a number
+    except ValueError:
+        return False
+    return parts.scheme == "https" and bool(parts.hostname) and "@" not in parts.netloc
+
+
 def is_display_name(text: str) -> bool:
     """Printable in one line, at most 100 characters; may be empty."""
     return len(text) <= MAX_NAME and text.isprintable()
 
 
-_USER = """
+_BANNED = """
+    case when s.banned_until > clock_timestamp() then extract(epoch from s.banned_until)::float8 end as banned_until"""
+_USER = f"""
     u.id, u.email, u.display_name, s.roles, extract(epoch from u.created_at)::float8 as created_at,
-    s.state = 'active' as active, u.failures, extract(epoch from u.last_login_at)::float8 as last_login_at"""
+    s.state = 'active' as active, u.failures, extract(epoch from u.last_login_at)::float8 as last_login_at,
+    u.avatar_url, {_BANNED}"""
 
 
 def _user(record: Any) -> User:
@@ -95,6 +123,8 @@ def _user(record: Any) -> User:
         record["active"],
         record["failures"],
         record["last_login_at"],
+        record["avatar_url"],
+        record["banned_until"],
     )
 
 
@@ -132,12 +162,13 @@ async def find(connection: Executor, id: str) -> User | None:
     return None if record is None else _user(record)
 
 
-_FIND = """
+_FIND = f"""
 select s.id, coalesce(u.email, '') as email, coalesce(u.display_name, '') as display_name, s.roles,
     extract(epoch from coalesce(u.created_at, s.created_at))::float8 as created_at, s.state = 'active' as active,
-    coalesce(u.failures, 0) as failures, extract(epoch from u.last_login_at)::float8 as last_login_at
+    coalesce(u.failures, 0) as failures, extract(epoch from u.last_login_at)::float8 as last_login_at,
+    coalesce(u.avatar_url, '') as avatar_url, {_BANNED}
 from subjects s left join users u on u.id = s.id where s.id = $1
-"""
+"""  # noqa: S608 - constants of this module
 
 
 async def insert(connection: Connection, id: str, email: str, display_name: str, password_hash: str) -> float | None:
@@ -177,6 +208,14 @@ async def set_password(connection: Connection, id: str, password_hash: str) -> N
 _SET_HASH = """
 update users set password_hash = $2, password_changed_at = clock_timestamp(), failures = 0 where id = $1
 """
+
+
+async def set_profile(connection: Connection, id: str, display_name: str, avatar_url: str) -> None:
+    """What others see of them."""
+    await connection.execute(_SET_PROFILE, id, display_name, avatar_url)
+
+
+_SET_PROFILE = "update users set display_name = $2, avatar_url = $3 where id = $1"
 
 
 async def verified(connection: Connection, id: str) -> None:

@@ -21,7 +21,7 @@ SCOPES: Final[Mapping[str, str]] = {
     "revocations": "end anyone's sessions, and read receipts",
     "sessions:read": "see everyone's sessions",
     "users:read": "see accounts",
-    "users:write": "disable and enable users, give and take roles that may no more than oneself",
+    "users:write": "disable, ban and enable users, give and take roles that may no more than oneself",
     "webhooks:read": "see webhooks",
     "webhooks:write": "make, try, enable and delete webhooks",
 }

@@ -17,7 +17,8 @@ from sessions.model import DISABLED, EXPIRED, Ended, Row
 _STANDS = """
 SELECT s.sid, s.subject, s.born, s.ended_at IS NOT NULL AS ended, s.ended_code, s.ended_reason, s.ended_message,
     s.born < u.revoked_below AS revoked, u.revoked_code, u.revoked_reason, u.revoked_message,
-    e.code, e.reason, e.message, u.state,
+    e.code, e.reason, e.message,
+    u.state <> 'active' OR u.banned_until > to_timestamp($2) AS shut_out,
     s.expires_at <= to_timestamp($2) AS expired,
     s.last_seen_at + s.idle_seconds * interval '1 second' <= to_timestamp($2) AS idle,
     (SELECT seq FROM revocation_head) AS head
@@ -77,7 +78,7 @@ def _ended(record: Any) -> Ended | None:
         return Ended(record["revoked_code"], record["revoked_reason"] or "", record["revoked_message"] or "")
     if record["code"] is not None:
         return Ended(record["code"], record["reason"], record["message"])
-    if record["state"] != "active":
+    if record["shut_out"]:
         return Ended(DISABLED)
     if record["expired"] or record["idle"]:
         return Ended(EXPIRED, "absolute" if record["expired"] else "idle")

@@ -4,6 +4,7 @@ A *position* is a place in the revocation log: a seq together with the id of the
 begin at multiples of 2**32: a seq alone orders positions, and the era's id says whether two of them lie on one chain.
 """
 
+import math
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -112,6 +113,11 @@ class Subject(msgspec.Struct, frozen=True):
     active: bool
     credential_version: int
     roles: tuple[str, ...] = ()
+    banned_until: float = -math.inf
+
+    def admitted(self, now: float) -> bool:
+        """Whether its sessions may live: it is neither disabled nor, at database time `now`, banned."""
+        return self.active and now >= self.banned_until
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -141,7 +147,7 @@ class Session(msgspec.Struct, frozen=True):
         """Why it is over at database time `now`: what was recorded, else the account's state, else its natural end."""
         if self.ended is not None:
             return self.ended
-        if not self.subject.active:
+        if not self.subject.admitted(now):
             return Ended(DISABLED)
         if now >= self.expires_at:
             return Ended(EXPIRED, "absolute", at=self.expires_at)

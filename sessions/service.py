@@ -268,7 +268,7 @@ class Sessions:
         user = await store.subject(connection, subject, lock=True)
         if user is None or user.credential_version != credential_version:
             raise Stale
-        if not user.active:
+        if not user.admitted(self.now()):
             raise SessionEnded(Ended(DISABLED))
         return user
 

@@ -26,7 +26,11 @@ async def subject(connection: Executor, id: str, *, lock: bool = False) -> Subje
     return None if record is None else _subject(record)
 
 
-_SUBJECT = "SELECT id, state = 'active' AS active, credential_version, roles FROM subjects WHERE id = $1 "
+_SUBJECT = """
+SELECT id, state = 'active' AS active, credential_version, roles,
+    extract(epoch FROM banned_until)::float8 AS banned_until
+FROM subjects WHERE id = $1
+"""
 
 
 async def lock_subjects(connection: Connection, ids: Sequence[str]) -> None:
@@ -53,17 +57,25 @@ async def no_guest_any_more(connection: Connection, id: str) -> None:
 
 
 async def change_subject(
-    connection: Executor, id: str, *, active: bool | None = None, roles: Iterable[str] | None = None
+    connection: Executor,
+    id: str,
+    *,
+    active: bool | None = None,
+    roles: Iterable[str] | None = None,
+    banned_until: float | None = None,
 ) -> Subject | None:
     """Set what is given; the row is locked from then on. Ending sessions and telling others is the caller's (log)."""
     state = None if active is None else "active" if active else "disabled"
-    record = await connection.fetchrow(_CHANGE_SUBJECT, id, state, None if roles is None else list(roles))
+    record = await connection.fetchrow(_CHANGE_SUBJECT, id, state, None if roles is None else list(roles), banned_until)
     return None if record is None else _subject(record)
 
 
 _CHANGE_SUBJECT = """
-UPDATE subjects SET state = coalesce($2, state), roles = coalesce($3::text[], roles) WHERE id = $1
-RETURNING id, state = 'active' AS active, credential_version, roles
+UPDATE subjects SET state = coalesce($2, state), roles = coalesce($3::text[], roles),
+    banned_until = coalesce(to_timestamp($4::float8), banned_until)
+WHERE id = $1
+RETURNING id, state = 'active' AS active, credential_version, roles,
+    extract(epoch FROM banned_until)::float8 AS banned_until
 """
 
 
@@ -112,7 +124,7 @@ _SESSION = f"""
     {_epoch("s.auth_time")} AS auth_time,
     {_epoch("s.created_at")} AS created_at, {_epoch("s.last_seen_at")} AS last_seen_at,
     {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS created_us,
-    u.state = 'active' AS active, u.credential_version, u.roles, {_ENDED},
+    u.state = 'active' AS active, u.credential_version, u.roles, {_epoch("u.banned_until")} AS banned_until, {_ENDED},
     h.seq AS head, h.era_id AS era, {_epoch("clock_timestamp()")} AS now"""
 
 
@@ -125,7 +137,8 @@ FROM {sessions} s JOIN {subjects} u ON u.id = s.subject CROSS JOIN revocation_he
 
 # `ended_at` and not `ended_code`: the indexes of what has not ended ask for that one.
 _LIVE = """
-    s.ended_at IS NULL AND s.born >= u.revoked_below AND e.code IS NULL AND u.state = 'active'
+    s.ended_at IS NULL AND s.born >= u.revoked_below AND e.code IS NULL
+    AND u.state = 'active' AND u.banned_until <= to_timestamp($1)
     AND s.expires_at > to_timestamp($1) AND s.last_seen_at + s.idle_seconds * interval '1 second' > to_timestamp($1)"""
 
 
@@ -529,7 +542,13 @@ DELETE FROM subjects WHERE id = ANY(ARRAY(
 
 
 def _subject(record: Any) -> Subject:
-    return Subject(record["id"], record["active"], record["credential_version"], tuple(record["roles"]))
+    return Subject(
+        record["id"],
+        record["active"],
+        record["credential_version"],
+        tuple(record["roles"]),
+        record["banned_until"],
+    )
 
 
 def _reading(record: Any) -> Reading:
@@ -537,7 +556,13 @@ def _reading(record: Any) -> Reading:
     ended = None
     if code is not None:
         ended = Ended(code, record["ended_reason"] or "", record["ended_message"] or "", record["ended_at"] or 0.0)
-    subject = Subject(record["subject"], record["active"], record["credential_version"], tuple(record["roles"]))
+    subject = Subject(
+        record["subject"],
+        record["active"],
+        record["credential_version"],
+        tuple(record["roles"]),
+        record["banned_until"],
+    )
     session = Session(
         record["sid"],
         subject,

@@ -534,3 +534,39 @@ async def test_an_account_that_is_disabled_while_its_password_is_checked_stays_o
     monkeypatch.setattr(house.accounts.passwords, "check", disabled_meanwhile)
     answer = await house.login()
     assert (answer.status, answer.code) == (401, "invalid_credentials")
+
+
+async def test_a_person_changes_their_name_and_picture(house: House) -> None:
+    token = (await house.register(display_name="Al")).json["access_token"]
+    body = {"display_name": "Alice", "avatar_url": "https://example.org/a.png?size=64#x"}
+    answer = await house.call("PATCH", "/auth/me", body, token=token)
+    assert (answer.status, set(answer.json)) == (200, USER | {"avatar_url"})
+    me = (await house.call("GET", "/auth/me", token=token)).json["user"]
+    assert (me["display_name"], me["avatar_url"]) == ("Alice", body["avatar_url"])
+    answer = await house.call("PATCH", "/auth/me", {"avatar_url": ""}, token=token)
+    assert (answer.json["display_name"], set(answer.json)) == ("Alice", USER)
+    rows = await house.pool.fetch("select detail from audit where action = 'user.profile_changed' order by id")
+    assert [row["detail"] for row in rows] == [{"fields": ["display_name", "avatar_url"]}, {"fields": ["avatar_url"]}]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a.png",
+        "javascript:alert(1)",
+        "data:image/png;base64,AAAA",
+        "//example.org/a.png",
+        "https://",
+        "https:///a.png",
+        "https://user:pass@example.org/a.png",
+        "https://example.org:port/a.png",
+        "https://example.org/\u00e4.png",
+        'https://example.org/"onerror=',
+        "https://example.org/" + "a" * 500,
+        "https://[::1/a.png",
+    ],
+)
+async def test_a_picture_is_an_address_over_https_and_nothing_else(house: House, url: str) -> None:
+    token = (await house.register()).json["access_token"]
+    answer = await house.call("PATCH", "/auth/me", {"avatar_url": url}, token=token)
+    assert (answer.status, answer.json["errors"][0]["field"]) == (422, "avatar_url")

@@ -129,6 +129,10 @@ async def test_bad_changes_change_nothing(house: House) -> None:
         ({"reason": "x", "roles": ["a" * 33]}, 422),
         ({"reason": "x", "roles": [f"r{n}" for n in range(17)]}, 422),
         ({"reason": "x", "email": "other@example.org"}, 422),
+        ({"reason": "x", "banned_until": "2020-01-01T00:00:00Z"}, 422),
+        ({"reason": "x", "banned_until": "2099-01-01T00:00:00"}, 422),
+        ({"reason": "x", "banned_until": "9999-12-31T23:59:59-12:00"}, 422),
+        ({"reason": "x", "banned_until": "for ever"}, 422),
     ]
     for body, status in bodies:
         answer = await house.call("PATCH", path, body, token=admin)
@@ -223,6 +227,8 @@ async def test_users_are_listed_page_by_page(house: House) -> None:
         "disabled",
         "failures",
         "last_login_at",
+        "banned_until",
+        "avatar_url",
     }
     for query in ("limit=0", "limit=201", "limit=x", "after=x", "after=1", "disabled=maybe", "unknown=1"):
         assert (await house.call("GET", f"/admin/users?{query}", token=admin)).status == 422, query

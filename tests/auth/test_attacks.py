@@ -70,14 +70,18 @@ def told(answer: Answer) -> tuple[int, Any, dict[str, str]]:
     return answer.status, answer.json, {k: v for k, v in answer.headers.items() if k not in moving}
 
 
-async def test_sec_07_unknown_wrong_disabled_and_damaged_are_told_apart_by_nothing(
+async def test_sec_07_unknown_wrong_disabled_banned_and_damaged_are_told_apart_by_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("wrong", "disabled", "damaged", "without", "guessed"):
+    for name in ("wrong", "disabled", "banned", "damaged", "without", "guessed"):
         await house.register(f"{name}@example.org")
     await house.pool.execute("update users set failures = 100 where email like 'guessed%'")
     await house.pool.execute(
         "update subjects set state = 'disabled' where id = (select id from users where email like 'disabled%')"
+    )
+    await house.pool.execute(
+        "update subjects set banned_until = clock_timestamp() + interval '1 hour'"
+        " where id = (select id from users where email like 'banned%')"
     )
     await house.pool.execute("update users set password_hash = '$2b$oops' where email like 'damaged%'")
     await house.pool.execute("update users set password_hash = null where email like 'without%'")
@@ -90,6 +94,8 @@ async def test_sec_07_unknown_wrong_disabled_and_damaged_are_told_apart_by_nothi
         ("wrong", "wrong wrong wrong"),
         ("disabled", "wrong wrong wrong"),
         ("disabled", PASSWORD),
+        ("banned", "wrong wrong wrong"),
+        ("banned", PASSWORD),
         ("damaged", PASSWORD),
         ("without", PASSWORD),
         ("guessed", PASSWORD),

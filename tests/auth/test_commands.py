@@ -101,6 +101,18 @@ async def test_disabling_from_the_command_line_reaches_a_running_process(run: Ru
     assert (await run("users", "disable", "alice@example.org", "--reason", ""))[0] == 2
 
 
+async def test_a_ban_from_the_command_line_ends_sessions_and_is_lifted(run: Run, house: House) -> None:
+    await house.register()
+    code, shown, _ = await run("users", "ban", "alice@example.org", "--for", "12h", "--reason", "spam", "--json")
+    assert (code, shown["disabled"], shown["banned_until"][-1]) == (0, False, "Z")
+    assert (await house.login()).code == "invalid_credentials"
+    code, shown, _ = await run("users", "ban", "alice@example.org", "--for", "0s", "--json")
+    assert (code, shown["banned_until"]) == (0, None)
+    assert (await house.login()).status == 200
+    for bad in (("--for", "soon"), ("--for", "40000d"), ("--for", "1h", "--reason", ""), ()):
+        assert (await run("users", "ban", "alice@example.org", *bad))[0] == 2
+
+
 async def test_roles_and_passwords_from_the_command_line(run: Run, house: House) -> None:
     await house.register()
     code, shown, _ = await run("users", "roles", "alice@example.org", "admin", "--json")

@@ -37,6 +37,25 @@ async def test_sec_27_disabling_a_user_closes_every_socket_and_every_door(world:
     assert (await world.call("POST", "/auth/login", body))[1]["code"] == "invalid_credentials"
 
 
+async def test_sec_27_a_ban_closes_every_socket_and_the_door(world: World) -> None:
+    admin, person = await world.admin(), await world.register()
+    sockets = [await world.socket(person.access) for _ in range(3)]
+    change = {"banned_until": "2099-01-01T00:00:00Z", "reason": "spam"}
+    assert (await world.call("PATCH", f"/admin/users/{person.id}", change, token=admin.access))[0] == 200
+    for socket in sockets:
+        assert (await socket.closed(), socket.reason) == (4502, "account disabled")
+        told = await socket.until(lambda event: "message" in event.get("push", {}))
+        assert told["push"]["message"]["data"] | {"at": 0} == {
+            "type": "account.disabled",
+            "reason": "spam",
+            "message": "banned until 2099-01-01T00:00:00.000Z",
+            "at": 0,
+        }
+    late = await world.socket(connect=False)
+    await late.ws.send_json({"id": 1, "connect": {"token": person.access}})
+    assert (await late.closed(), late.reason) == (4502, "account disabled")
+
+
 async def test_a_connect_with_an_expired_token_after_the_end_gets_the_code_of_the_end() -> None:
     async with running(1, WARDGATE_AUTH_ACCESS_TOKEN_TTL="1s") as world:
         person, other = await world.register(), await world.register()
