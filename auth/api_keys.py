@@ -3,46 +3,32 @@
 A key is 256 random bits, of which only SHA-256 is stored, so finding one is a look-up and needs no slow hash; a flood
 of keys that are nobody's is one statement a loop turn. What was read is kept with its position in the revocation log;
 expiry and revocation are asked on every use.
+
+A key that a person made is theirs: it may no more than they may now, and falls with them. One that is to outlive people
+belongs to a service account. How keys are made and changed stands in `key_keeping`.
 """
 
 import hashlib
 import hmac
-import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from auth.service import Ledger
+from config import scopes
 from config.clock import Clock
 from config.database import Connection, Pool
 from config.http import Caller, Problem
 from config.tasks import Tasks
-from sessions import audit
 from sessions.batches import Batch
 from sessions.errors import translated
-from sessions.log import Entry
-from sessions.model import Ended, Kind, Position
+from sessions.model import Ended, Position
 from sessions.revocations import Again, Revocations
 
-PREFIX = "wgk_"  # so that a scanner for leaked secrets can name what it found
-STATIC = Caller("api_key", "static", scopes=frozenset({"*"}))
+STATIC = Caller("api_key", "static", scopes=frozenset({scopes.ALL}))
 TOUCH = 60.0  # s between two writes of last_used_at
 KEPT = 1000
 LONGEST = 256
-
-
-class KeyInfo(NamedTuple):
-    """A key as people see it: never the key. Times are unix seconds."""
-
-    id: str
-    name: str
-    scopes: Sequence[str]
-    created_at: float
-    created_by: str
-    expires_at: float | None
-    last_used_at: float | None
-    revoked_at: float | None
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -54,11 +40,19 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class ApiKeys:
-    """The keys as this process knows them. `static` is `http_api.key`, "" for none."""
+    """The keys as this process knows them. `static` is `http_api.key`, "" for none; `roles` is `auth.roles`."""
 
-    def __init__(self, pool: Pool, revocations: Revocations, static: str, *, clock: Clock) -> None:
-        self._pool, self._revocations, self._clock = pool, revocations, clock
-        self._static = _hash(static) if static else b""
+    def __init__(
+        self,
+        pool: Pool,
+        revocations: Revocations,
+        static: str,
+        *,
+        roles: Mapping[str, Iterable[str]] = scopes.DEFAULT_ROLES,
+        clock: Clock,
+    ) -> None:
+        self._pool, self._revocations, self._roles, self._clock = pool, revocations, roles, clock
+        self._static = hash_of(static) if static else b""
         self._known: dict[bytes, _Known] = {}
         self._reads: Batch[bytes, _Known] = Batch(self._load)
         self._touched: dict[str, float] = {}
@@ -77,7 +71,7 @@ class ApiKeys:
         """Whose key this is, if it is good now. Problem `unauthenticated` tells no more."""
         if not 0 < len(key) <= LONGEST:
             raise _refused()
-        digest = _hash(key)
+        digest = hash_of(key)
         if self._static and hmac.compare_digest(digest, self._static):
             return STATIC
         known = self._known.get(digest)
@@ -89,7 +83,12 @@ class ApiKeys:
         return known.caller
 
     def _verdict(self, known: _Known) -> Ended | Again | None:
-        return self._revocations.judge_key(known.caller.id, known.position)
+        """What the log says since of the key, and of the user whose it is."""
+        caller, position = known.caller, known.position
+        verdict = self._revocations.judge_key(caller.id, position)
+        if verdict is None and caller.owner:
+            verdict = self._revocations.judge("", caller.owner, position.seq, position)
+        return verdict
 
     async def _read(self, digest: bytes) -> _Known:
         """Read the key, on the lease's connection where memory does not reach back to what the pool says."""
@@ -97,7 +96,7 @@ class ApiKeys:
         known = await self._reads(digest)
         verdict = None if known is None else self._verdict(known)
         if isinstance(verdict, Again):
-            found = await self._revocations.read_current(lambda connection: _load(connection, [digest]))
+            found = await self._revocations.read_current(lambda connection: self._rows(connection, [digest]))
             known = found.get(digest)
             verdict = None if known is None else self._verdict(known)
         if isinstance(verdict, Again):
@@ -111,7 +110,17 @@ class ApiKeys:
 
     async def _load(self, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
         with translated():
-            return await _load(self._pool, digests)
+            return await self._rows(self._pool, digests)
+
+    async def _rows(self, connection: Connection | Pool, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
+        return {row["hash"]: self._row(row) for row in await connection.fetch(_LOAD, digests)}
+
+    def _row(self, row: Any) -> _Known:
+        granted, owner = frozenset(row["scopes"]), row["owner"] or ""
+        if owner:
+            granted = scopes.meet(granted, scopes.of_roles(self._roles, row["owner_roles"]))
+        caller = Caller("api_key", row["id"], scopes=granted, service=row["service_account"] or "", owner=owner)
+        return _Known(caller, row["good_until"], Position(row["seq"], row["era_id"].hex))
 
     def _touch(self, id: str) -> None:
         now = self._clock.now()
@@ -124,7 +133,8 @@ class ApiKeys:
             await self._pool.execute("update api_keys set last_used_at = clock_timestamp() where id = $1", id)
 
 
-def _hash(key: str) -> bytes:
+def hash_of(key: str) -> bytes:
+    """What is stored of a key."""
     return hashlib.sha256(key.encode(errors="replace")).digest()
 
 
@@ -132,61 +142,16 @@ def _refused() -> Problem:
     return Problem("unauthenticated", "this API key is not valid", headers={"WWW-Authenticate": "apikey"})
 
 
-async def _load(connection: Connection | Pool, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
-    rows = await connection.fetch(_LOAD, digests)
-    return {row["hash"]: _known(row) for row in rows}
-
-
-def _known(row: Any) -> _Known:
-    caller = Caller("api_key", row["id"], scopes=frozenset(row["scopes"]))
-    return _Known(caller, row["expires_at"], Position(row["seq"], row["era_id"].hex))
-
-
 _LOAD = """
-select k.id, k.hash, k.scopes, extract(epoch from k.expires_at)::float8 as expires_at, h.seq, h.era_id
-from api_keys k cross join revocation_head h where k.hash = any($1::bytea[]) and k.revoked_at is null
+select s.hash, extract(epoch from s.good_until)::float8 as good_until, k.id, k.scopes, k.service_account, k.owner,
+    u.roles as owner_roles, h.seq, h.era_id
+from api_keys k cross join revocation_head h
+cross join lateral (values
+    (k.hash, k.expires_at), (k.previous_hash, least(k.expires_at, k.previous_until))
+) as s (hash, good_until)
+left join service_accounts a on a.name = k.service_account
+left join subjects u on u.id = k.owner
+where (k.hash = any($1::bytea[]) or k.previous_hash = any($1::bytea[])) and s.hash = any($1::bytea[])
+    and k.revoked_at is null and a.disabled_at is null
+    and (k.owner is null or u.state = 'active' and u.banned_until <= clock_timestamp())
 """
-
-
-async def create(
-    connection: Connection, name: str, scopes: Sequence[str], *, ttl: float | None = None, actor: str
-) -> tuple[str, KeyInfo]:
-    """A new key: the key itself, to be shown this once, and what is stored of it. `ttl` in seconds."""
-    key = PREFIX + secrets.token_urlsafe(32)
-    id = secrets.token_hex(16)
-    await connection.execute(
-        "insert into api_keys (id, hash, name, scopes, created_by, expires_at)"
-        " values ($1, $2, $3, $4, $5, clock_timestamp() + $6::float8 * interval '1 second')",
-        id,
-        _hash(key),
-        name,
-        list(scopes),
-        actor,
-        ttl,
-    )
-    await audit.append(
-        connection, "api_key.created", actor=actor, target=f"key:{id}", detail={"name": name, "scopes": list(scopes)}
-    )
-    return key, next(info for info in await listed(connection) if info.id == id)
-
-
-async def revoke(writing: Ledger, id: str, *, actor: str) -> bool:
-    """End a key everywhere; False when there is no such live key. In the caller's transaction."""
-    name = await writing.connection.fetchval(
-        "update api_keys set revoked_at = clock_timestamp() where id = $1 and revoked_at is null returning name", id
-    )
-    if name is None:
-        return False
-    writing.append(Entry(kind=Kind.API_KEY, api_key=id))
-    await audit.append(writing.connection, "api_key.revoked", actor=actor, target=f"key:{id}", detail={"name": name})
-    return True
-
-
-async def listed(connection: Connection | Pool) -> list[KeyInfo]:
-    """Every key, oldest first."""
-    rows = await connection.fetch(
-        "select id, name, scopes, extract(epoch from created_at)::float8, created_by,"
-        " extract(epoch from expires_at)::float8, extract(epoch from last_used_at)::float8,"
-        " extract(epoch from revoked_at)::float8 from api_keys order by created_at, id"
-    )
-    return [KeyInfo(*row) for row in rows]

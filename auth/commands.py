@@ -16,10 +16,13 @@ import jwt
 import msgspec
 from cyclopts import App, Parameter
 
-from auth import api_keys, service
+from auth import key_keeping as keeping
 from auth import keys as signing
 from auth import passwords as policy
+from auth import service
 from auth import users as accounts
+from auth.key_routes import service_view
+from auth.key_routes import view as key_view
 from auth.passwords import hasher
 from auth.tokens import AccessTokens
 from auth.users import Account, User
@@ -39,10 +42,16 @@ users = App(name="users", help="Create, list, disable and enable accounts; set r
 keys = App(name="keys", help="List, rotate and retire signing keys; create, list and revoke API keys.")
 keys_api = App(name="api", help="API keys of backends.")
 keys.command(keys_api)
+keys_services = App(
+    name="service-accounts", help="What keys belong to that outlive people: disabled with all its keys."
+)
+keys.command(keys_services)
 token = App(name="token", help="Make a token, to try things out.")
 
 ACTOR = "cli"
 LONGEST_BAN = 36500 * 86400.0
+_BY: Mapping[str, Any] = {"actor": ACTOR}
+_ALL = frozenset({scopes.ALL})
 
 Who = Annotated[str, Parameter(help="A user id or an e-mail address.")]
 Reason = Annotated[str, Parameter(help="1 to 64 characters, kept in the audit.")]
@@ -306,9 +315,7 @@ async def rotate(
             if discard:
                 kid: str | None = await signing.discard(connection, sealer, algorithm)
             else:
-                await signing.ensure(connection, sealer, algorithm)
-                kid = await signing.rotate(connection, sealer, algorithm, now=now)
-                await signing.retire(connection, settings.auth.access_token_ttl)
+                kid = await signing.advance(connection, sealer, algorithm, settings.auth.access_token_ttl, now=now)
             detail = {"kid": kid, "discard": discard}
             await audit.append(connection, "signing_key.rotated", actor=ACTOR, detail=detail)
     if kid is None:
@@ -331,58 +338,168 @@ async def retire(
     show({"retired": gone}, as_json=common.json)
 
 
+Expires = Annotated[str, Parameter(help='For how long, like "90d"; else for ever.')]
+
+
 @keys_api.command(name="create")
 async def create_api_key(
     name: str,
     *,
     scope: Annotated[list[str], Parameter(help=f"What it may, of: {', '.join(sorted(scopes.KNOWN))}.", negative=())],
-    expires: Annotated[str, Parameter(help='For how long, like "90d"; else for ever.')] = "",
+    expires: Expires = "",
+    service_account: Annotated[str, Parameter(help="The service account that it belongs to.")] = "",
     common: Common = COMMON,
 ) -> None:
     """Create an API key. It is shown this once."""
-    try:
-        ttl = float(seconds(expires)) if expires else None
-    except ValueError as error:
-        raise Usage(f"--expires: {error}") from None
-    if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise Usage("a name has 1 to 100 printable characters")
-    if mistakes := scopes.mistakes(scope):
-        raise Usage("; ".join(mistakes))
+    ttl = _span("--expires", expires) if expires else None
+    _check_key(name, scope)
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
-        key, info = await api_keys.create(connection, name, scope, ttl=ttl, actor=ACTOR)
+        new = keeping.NewKey(name, scope, await _from_now(connection, ttl), service_account or None)
+        with _told():
+            key, info = await keeping.create(connection, new, within=_ALL, by=_BY)
     show({"key": key, **_shown_key(info)}, as_json=common.json)
 
 
 @keys_api.command(name="list")
-async def list_api_keys(*, common: Common = COMMON) -> None:
+async def list_api_keys(
+    *,
+    service_account: Annotated[str, Parameter(help="Only of this service account.")] = "",
+    limit: Annotated[int, Parameter(help="At most so many, oldest first.")] = 1000,
+    after: Annotated[str, Parameter(help="The `next` of the page before.")] = "",
+    common: Common = COMMON,
+) -> None:
     """API keys, oldest first; the one of the settings (http_api.key) is not among them."""
+    cursor = page_of(limit, after, keeping.read_cursor)
     async with database(common) as (_, pool):
-        rows = [_shown_key(info) for info in await api_keys.listed(pool)]
-    show({"items": rows, "next": ""} if common.json else rows, as_json=common.json)
+        found, following = await keeping.page(pool, keeping.Filter(service_account or None), limit=limit, after=cursor)
+    rows = [_shown_key(info) for info in found]
+    show({"items": rows, "next": keeping.write_cursor(following)} if common.json else rows, as_json=common.json)
+
+
+@keys_api.command(name="change")
+async def change_api_key(
+    id: str,
+    *,
+    name: Annotated[str, Parameter(help="Another name.")] = "",
+    scope: Annotated[list[str], Parameter(help="What it may from now on.", negative=())] = [],  # noqa: B006
+    expires: Annotated[str, Parameter(help='For how long from now, like "90d", or "never".')] = "",
+    common: Common = COMMON,
+) -> None:
+    """Change an API key; what is not named stays."""
+    ttl = _span("--expires", expires) if expires not in ("", "never") else None
+    async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
+        before = await _api_key(connection, id)
+        wanted: dict[str, Any] = {"name": name or before.name, "scopes": scope or before.scopes}
+        _check_key(wanted["name"], scope)
+        if expires:
+            wanted["expires_at"] = await _from_now(connection, ttl)
+        changed = await keeping.change(ledger, id, wanted, within=_ALL, by=_BY)
+    show(_shown_key(changed), as_json=common.json)
+
+
+@keys_api.command(name="rotate")
+async def rotate_api_key(
+    id: str,
+    *,
+    overlap: Annotated[str, Parameter(help='For how long the secret before is good as well, like "1h".')] = "1h",
+    common: Common = COMMON,
+) -> None:
+    """Give an API key another secret. It is shown this once."""
+    span = _span("--overlap", overlap)
+    if span > keeping.LONGEST_OVERLAP:
+        raise Usage(f"--overlap is at most {keeping.LONGEST_OVERLAP / 86400:.0f}d")
+    async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
+        await _api_key(connection, id)
+        key, info = await keeping.rotate(ledger, id, span, within=_ALL, by=_BY)
+    show({"key": key, **_shown_key(info)}, as_json=common.json)
 
 
 @keys_api.command(name="revoke")
 async def revoke_api_key(id: str, *, common: Common = COMMON) -> None:
     """End an API key on every node."""
     async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
-        if not await api_keys.revoke(ledger, id, actor=ACTOR):
-            named = [key.id for key in await api_keys.listed(connection) if key.name == id and key.revoked_at is None]
-            hint = f" (the one with this name has the id {named[0]})" if len(named) == 1 else ""
-            raise Failure(f"there is no live API key {id!r}{hint}")
+        await _api_key(connection, id)
+        await keeping.revoke(ledger, id, by=_BY)
     show({"id": id, "revoked": True}, as_json=common.json)
 
 
-def _shown_key(info: api_keys.KeyInfo) -> Mapping[str, Any]:
-    return {
-        "id": info.id,
-        "name": info.name,
-        "scopes": list(info.scopes),
-        "created_at": _time(info.created_at),
-        "created_by": info.created_by,
-        "expires_at": _time(info.expires_at),
-        "last_used_at": _time(info.last_used_at),
-        "revoked_at": _time(info.revoked_at),
-    }
+def _check_key(name: str, wanted: Sequence[str]) -> None:
+    if not 1 <= len(name) <= keeping.MAX_NAME or not name.isprintable():
+        raise Usage(f"a name has 1 to {keeping.MAX_NAME} printable characters")
+    if mistakes := scopes.mistakes(wanted):
+        raise Usage("; ".join(mistakes))
+
+
+async def _api_key(connection: Connection, id: str) -> keeping.KeyInfo:
+    """The live key with this id; a name is answered with the id of its key."""
+    found = await keeping.hold(connection, id)
+    if found is None:
+        named = await keeping.ids_of_name(connection, id)
+        hint = f" (the one with this name has the id {named[0]})" if len(named) == 1 else ""
+        raise Failure(f"there is no live API key {id!r}{hint}")
+    return found
+
+
+async def _from_now(connection: Connection, ttl: float | None) -> float | None:
+    return None if ttl is None else await store.database_now(connection) + ttl
+
+
+def _span(option: str, text: str) -> float:
+    try:
+        return float(seconds(text))
+    except ValueError as error:
+        raise Usage(f"{option}: {error}") from None
+
+
+def _shown_key(info: keeping.KeyInfo) -> Mapping[str, Any]:
+    return msgspec.structs.asdict(key_view(info))
+
+
+# -- service accounts
+
+
+@keys_services.command(name="create")
+async def create_service(name: str, *, common: Common = COMMON) -> None:
+    """Create a service account; its keys come by `keys api create --service-account`."""
+    async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
+        with _told():
+            made = await keeping.create_service(connection, name, by=_BY)
+    show(msgspec.structs.asdict(service_view(made)), as_json=common.json)
+
+
+@keys_services.command(name="list")
+async def list_services(
+    *,
+    limit: Annotated[int, Parameter(help="At most so many, by name.")] = 1000,
+    after: Annotated[str, Parameter(help="The `next` of the page before.")] = "",
+    common: Common = COMMON,
+) -> None:
+    """Service accounts, by name."""
+    start = page_of(limit, after, str)
+    async with database(common) as (_, pool):
+        found, following = await keeping.services(pool, limit=limit, after=start)
+    rows = [msgspec.structs.asdict(service_view(account)) for account in found]
+    show({"items": rows, "next": following} if common.json else rows, as_json=common.json)
+
+
+@keys_services.command(name="disable")
+async def disable_service(name: str, *, reason: Reason = "disabled by an operator", common: Common = COMMON) -> None:
+    """Refuse all keys of a service account, on every node."""
+    await _switch_service(name, True, reason, common)
+
+
+@keys_services.command(name="enable")
+async def enable_service(name: str, *, reason: Reason = "enabled by an operator", common: Common = COMMON) -> None:
+    """Take its keys again, but for those that were revoked or have expired."""
+    await _switch_service(name, False, reason, common)
+
+
+async def _switch_service(name: str, disabled: bool, reason: str, common: Common) -> None:
+    if not 1 <= len(reason) <= 64:
+        raise Usage("--reason has 1 to 64 characters")
+    async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
+        changed = await keeping.disable_service(ledger, name, disabled, reason=reason, by=_BY)
+    show(msgspec.structs.asdict(service_view(changed)), as_json=common.json)
 
 
 # -- tokens

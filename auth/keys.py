@@ -125,6 +125,10 @@ class Keys:
         """The key that verifies what names `kid`, as last read."""
         return self._keys.get(kid)
 
+    async def rotate(self, connection: Connection, *, token_ttl: float, now: bool = False) -> str | None:
+        """`advance`, in the caller's transaction. `load` after its end: the others look within 30 s."""
+        return await advance(connection, self._sealer, self._algorithm, token_ttl, now=now)
+
     async def look(self) -> None:
         """Read the table again because of a kid that is not known, unless that was done just now.
 
@@ -264,6 +268,16 @@ async def rotate(connection: Connection, sealer: Sealer, algorithm: str, *, now:
         "update signing_keys set state = 'active', activated_at = clock_timestamp() where kid = $1", kid
     )
     await _make(connection, sealer, algorithm, "next")
+    return kid
+
+
+async def advance(
+    connection: Connection, sealer: Sealer, algorithm: str, token_ttl: float, *, now: bool = False
+) -> str | None:
+    """`rotate`, with what goes before and after it: there are keys, and those whose time is over retire."""
+    await ensure(connection, sealer, algorithm)
+    kid = await rotate(connection, sealer, algorithm, now=now)
+    await retire(connection, token_ttl)
     return kid
 
 

@@ -20,6 +20,7 @@ from auth.external import ExternalTokens
 from auth.factor_routes import Code, FactorRoutes
 from auth.factors import Factors
 from auth.identity import READING, Identity
+from auth.key_routes import KeyRoutes
 from auth.keys import Keys, key_sealer
 from auth.mailbox import Mailboxes
 from auth.mailbox_routes import MailboxRoutes, Text, who_asks
@@ -581,7 +582,9 @@ class Accounts:
         self._revocations = RevocationRoutes(
             revocations, pool, registry, secret=secret, foreign=self.external.could_name
         )
-        self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), clock=clock)
+        roles = settings.auth.roles
+        self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), roles=roles, clock=clock)
+        self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
         self.passwords = Passwords(settings.auth)
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
         today, *previous = settings.sessions.secrets
@@ -611,7 +614,7 @@ class Accounts:
             external=self.external,
             api_keys=self.api_keys,
             idle=settings.sessions.idle,
-            roles=settings.auth.roles,
+            roles=roles,
             second_factor_roles=settings.auth.second_factor_roles,
         )
         self.jobs = Jobs(pool, node=revocations.node)
@@ -648,6 +651,7 @@ class Accounts:
         mount(app, self._factors.routes())
         for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs, self._webhooks):
             mount(app, room.routes())
+        mount(app, self._keys.routes())
 
     def figures(self) -> Mapping[str, float]:
         """For the metrics."""

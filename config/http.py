@@ -152,7 +152,7 @@ class Caller:
 
     `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `scopes` are the
     key's, or those of the session's roles. `lacks_factor`: a role wants a second factor, and this session has not seen
-    one.
+    one. `service` is the service account that a key belongs to, `owner` the user who made it.
     """
 
     via: Literal["bearer", "cookie", "api_key"]
@@ -161,10 +161,14 @@ class Caller:
     roles: frozenset[str] = frozenset()
     scopes: frozenset[str] = frozenset()
     lacks_factor: bool = False
+    service: str = ""
+    owner: str = ""
 
     @property
     def name(self) -> str:
         """For audit rows and for what is bound to a caller."""
+        if self.service:
+            return f"service:{self.service}"
         return f"key:{self.id}" if self.via == "api_key" else f"user:{self.id}"
 
     def may(self, scope: str) -> bool:
@@ -216,6 +220,11 @@ class Call(Generic[B, Q]):
     @property
     def address(self) -> str:
         return client_address(self.request)
+
+    @property
+    def by(self) -> Mapping[str, str]:
+        """Who asks, as rows of the audit have it."""
+        return {"actor": self.who.name, "sid": self.who.sid or "", "address": self.address}
 
     def path(self, name: str) -> str:
         return self.request.match_info[name]

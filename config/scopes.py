@@ -17,9 +17,13 @@ SCOPES: Final[Mapping[str, str]] = {
     "audit": "read who did what",
     "jobs:read": "see work that waits or was given up",
     "jobs:write": "try it again, drop it",
+    "keys:read": "see API keys and service accounts",
+    "keys:write": "make, change, rotate, revoke API keys that may no more than oneself; keep service accounts",
     "nodes": "see the nodes of the cluster",
     "revocations": "end anyone's sessions, and read receipts",
     "sessions:read": "see everyone's sessions",
+    "signing-keys:read": "see the keys that sign access tokens",
+    "signing-keys:write": "sign with the next key",
     "users:read": "see accounts",
     "users:write": "disable, ban and enable users, give and take roles that may no more than oneself",
     "webhooks:read": "see webhooks",
@@ -41,6 +45,11 @@ def holds(granted: Collection[str], wanted: str) -> bool:
 def lacking(granted: Collection[str], wanted: Iterable[str]) -> list[str]:
     """Those that were not granted: nobody gives what they do not have."""
     return [scope for scope in wanted if not holds(granted, scope)]
+
+
+def meet(one: Collection[str], other: Collection[str]) -> frozenset[str]:
+    """What both have in them."""
+    return frozenset(scope for scope in {*one, *other} if holds(one, scope) and holds(other, scope))
 
 
 def of_roles(table: Mapping[str, Iterable[str]], roles: Iterable[str]) -> frozenset[str]:

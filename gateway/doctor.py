@@ -20,11 +20,11 @@ import aiohttp
 import msgspec
 from cyclopts import Parameter
 
-from auth import api_keys
+from auth import key_keeping
 from auth import keys as signing
 from auth.commands import open_session
 from auth.tokens import AccessTokens
-from config import dev
+from config import dev, scopes
 from config.clock import SystemClock
 from config.commands import COMMON, DONE, FAILED, Common, database, show
 from config.database import Pool
@@ -226,7 +226,9 @@ class Examination:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 await store.create_subject(connection, user)
-                key, info = await api_keys.create(connection, "doctor", ["revocations"], ttl=LONGEST, actor="cli")
+                until = await store.database_now(connection) + LONGEST
+                new = key_keeping.NewKey("doctor", ["revocations"], until)
+                key, info = await key_keeping.create(connection, new, within={scopes.ALL}, by={"actor": "cli"})
                 key_id = info.id
             yield _Guest(self._settings, self._pool, self._public, self._admin, user, key)
         finally:

@@ -60,6 +60,8 @@ WITH draft AS (
 SELECT n, count(*) FILTER (WHERE live) AS live FROM marked GROUP BY n
 """  # noqa: S608 - no value is put into the text
 
+_MARK_KEYS = "UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = ANY($1) AND revoked_at IS NULL"
+
 _COUNT_EVERYONE = f"SELECT count(*) FROM sessions s WHERE {LIVE} AND s.sid <> $1"  # noqa: S608
 
 _APPEND = """
@@ -133,7 +135,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """What a transaction wants the log to say; its place (seq, id, previous, bound) is given at commit.
 
     SESSION takes `sid`; USER takes `subject`; RIGHTS takes either: the user's sockets go for fresh ones, those of a
-    session stay and only what was read of it is read again; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
+    session stay and only what was read of it is read again, and as `sid` "key:" and an API key's id does the same for
+    that; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
     """
 
     kind: Kind
@@ -244,6 +247,8 @@ async def _mark(connection: Connection, drafts: Sequence[Row]) -> dict[str, int]
             [row.message for row in ending],
         )
         counts = {ending[record["n"]].id: record["live"] for record in records}
+    if keys := [row.api_key for row in drafts if row.kind is Kind.API_KEY]:
+        await connection.execute(_MARK_KEYS, keys)
     for row in drafts:
         if row.kind is Kind.EVERYONE:
             counts[row.id] = await _count_everyone(connection, row.except_sid)

@@ -125,11 +125,14 @@ class Memory:
         return None
 
     def judge_key(self, api_key: str, position: Position) -> Verdict:
-        """The same for an API key."""
+        """The same for an API key. A RIGHTS row that names it asks to read it again."""
         if not self.covers(position):
             return Again.BELOW_FLOOR
         rows = self._by[Kind.API_KEY].get(api_key)
-        return rows[0].ended if rows else None
+        if rows:
+            return rows[0].ended
+        changed = self._by[Kind.RIGHTS].get(f"key:{api_key}")
+        return Again.RIGHTS if any(row.seq > position.seq for row in changed) else None
 
     def _naming(self, sid: str, user: str) -> Iterator[Row]:
         yield from self._by[Kind.SESSION].get(sid)

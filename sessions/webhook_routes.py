@@ -156,7 +156,7 @@ class WebhookRoutes:
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
                 try:
-                    made = await _create(writing.connection, self._sealer, body.url, body.events, _by(call))
+                    made = await _create(writing.connection, self._sealer, body.url, body.events, call.by)
                 except ValueError as error:
                     raise invalid("url", str(error)) from None
         return MadeWebhook(*made)
@@ -177,17 +177,13 @@ class WebhookRoutes:
             raise Problem("not_found") from None
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
-                if not await _change(writing.connection, change, action, id, _by(call)):
+                if not await _change(writing.connection, change, action, id, call.by):
                     raise Problem("not_found")
         self._jobs.wake()
 
 
 async def _tested(connection: Connection, id: str) -> bool:
     return await webhooks.test(connection, id, time.time())
-
-
-def _by(call: Call[Any, Any]) -> Mapping[str, Any]:
-    return {"actor": call.who.name, "sid": call.who.sid or "", "address": call.address}
 
 
 # -- the command

@@ -173,6 +173,29 @@ async def test_api_keys_from_the_command_line(run: Run, house: House) -> None:
     assert (code, "there is no scope 'publish'" in err) == (2, True)
 
 
+async def test_keys_of_a_service_account_from_the_command_line(run: Run) -> None:
+    assert (await run("keys", "service-accounts", "create", "Billing"))[0] == 1
+    assert (await run("keys", "service-accounts", "create", "billing"))[0] == 0
+    create = ("keys", "api", "create", "nightly", "--scope", "users", "--service-account")
+    assert (await run(*create, "biling"))[0] == 1
+    _, made, _ = await run(*create, "billing", "--json")
+    _, changed, _ = await run("keys", "api", "change", made["id"], "--scope", "audit", "--expires", "1h", "--json")
+    assert (changed["name"], changed["scopes"], changed["expires_at"] is None) == ("nightly", ["audit"], False)
+    _, changed, _ = await run("keys", "api", "change", made["id"], "--expires", "never", "--json")
+    assert (changed["scopes"], changed["expires_at"]) == (["audit"], None)
+    _, rotated, _ = await run("keys", "api", "rotate", made["id"], "--overlap", "10m", "--json")
+    assert rotated["key"] != made["key"]
+    assert rotated["previous_until"] is not None
+    assert (await run("keys", "api", "rotate", made["id"], "--overlap", "31d"))[0] == 2
+    assert (await run("keys", "api", "rotate", "nobody"))[0] == 1
+    code, disabled, _ = await run("keys", "service-accounts", "disable", "billing", "--json")
+    assert (code, disabled["disabled_at"] is None, disabled["keys"]) == (0, False, 1)
+    assert (await run("keys", "service-accounts", "disable", "nobody"))[0] == 1
+    _, enabled, _ = await run("keys", "service-accounts", "enable", "billing", "--json")
+    _, listed, _ = await run("keys", "service-accounts", "list", "--json")
+    assert listed == {"items": [enabled], "next": ""}
+
+
 async def test_an_api_key_without_a_scope_could_do_everything(run: Run) -> None:
     code, _, err = await run("keys", "api", "create", "backend")
     assert (code, "--scope" in err) == (2, True)

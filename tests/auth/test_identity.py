@@ -10,8 +10,9 @@ import asyncpg
 import jwt
 import pytest
 
-from auth import api_keys
+from auth import key_keeping
 from auth import keys as signing
+from auth.api_keys import ApiKeys
 from auth.errors import SessionEnded, TokenExpired, TokenInvalid
 from auth.external import ServerSub
 from auth.identity import Connected, Identity
@@ -237,7 +238,9 @@ async def test_an_external_token_is_a_caller_over_http_too(house: House) -> None
 
 async def created(house: House, *scopes: str, ttl: float | None = None) -> tuple[str, str]:
     async with house.pool.acquire() as connection, connection.transaction():
-        key, info = await api_keys.create(connection, "backend", scopes, ttl=ttl, actor="test")
+        expires_at = None if ttl is None else house.revocations.database_now() + ttl
+        new = key_keeping.NewKey("backend", scopes, expires_at)
+        key, info = await key_keeping.create(connection, new, within={"*"}, by={"actor": "test"})
     return key, info.id
 
 
@@ -269,9 +272,9 @@ async def test_sec_27_a_revoked_key_is_refused_at_once_and_an_expired_one(
     for one in (key, short):
         assert (await house.call("GET", "/admin/users", headers={"X-API-Key": one})).status == 200
     async with house.revocations.writing() as writing:
-        assert await api_keys.revoke(writing, id, actor="test")
+        assert await key_keeping.revoke(writing, id, by={"actor": "test"})
     async with house.revocations.writing() as writing:
-        assert not await api_keys.revoke(writing, id, actor="test")
+        assert not await key_keeping.revoke(writing, id, by={"actor": "test"})
     assert (await house.call("GET", "/admin/users", headers={"X-API-Key": key})).code == "unauthenticated"
     now = house.revocations.database_now()
     monkeypatch.setattr(house.revocations, "database_now", lambda: now + 61)
@@ -293,13 +296,13 @@ async def test_a_flood_of_keys_that_are_nobodys_took_every_connection_to_the_dat
 ) -> None:
     key, _ = await created(house, "*")
     asked: list[int] = []
-    real = api_keys._load
+    real = ApiKeys._rows
 
-    async def counting(connection: Any, digests: Any) -> Any:
+    async def counting(self: ApiKeys, connection: Any, digests: Any) -> Any:
         asked.append(len(digests))
-        return await real(connection, digests)
+        return await real(self, connection, digests)
 
-    monkeypatch.setattr(api_keys, "_load", counting)
+    monkeypatch.setattr(ApiKeys, "_rows", counting)
     keys = house.accounts.api_keys
     answers = await asyncio.gather(
         *(keys.identify(f"wgk_{n}") for n in range(50)), keys.identify(key), return_exceptions=True
@@ -316,7 +319,7 @@ async def test_the_use_of_a_key_is_noted(house: House) -> None:
     [task] = house.accounts.api_keys._tasks._running
     await task
     async with house.pool.acquire() as connection:
-        [info] = await api_keys.listed(connection)
+        [info], _ = await key_keeping.page(connection, key_keeping.Filter(), limit=9)
     assert info.id == id
     assert info.last_used_at is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from auth import api_keys
+from auth import key_keeping
 from config.http import ROUTES, Route
 from config.loading import SettingsError, load
 from config.redis import Pipe
@@ -43,7 +43,8 @@ async def person(house: House, *roles: str) -> dict[str, Any]:
 
 async def key(house: House, *scopes: str) -> Mapping[str, str]:
     async with house.pool.acquire() as connection, connection.transaction():
-        made, _ = await api_keys.create(connection, "a backend", scopes, actor="test")
+        new = key_keeping.NewKey("a backend", scopes)
+        made, _ = await key_keeping.create(connection, new, within={"*"}, by={"actor": "test"})
     return {"X-API-Key": made}
 
 

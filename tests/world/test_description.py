@@ -20,7 +20,10 @@ POST /auth/login/factor /auth/step-up /auth/totp /auth/totp/confirm
 GET /auth/factors
 DELETE /auth/totp
 POST /auth/email /auth/email/confirm /admin/webhooks /admin/webhooks/{id}/test /admin/jobs/{id}/retry
-GET /admin/jobs /admin/webhooks
+GET /admin/jobs /admin/webhooks /admin/keys /admin/service-accounts /admin/signing-keys
+POST /admin/keys /admin/keys/{id}/rotation /admin/service-accounts /admin/signing-keys/rotation
+PATCH /admin/keys/{id} /admin/service-accounts/{name}
+DELETE /admin/keys/{id}
 POST /api/publish /api/broadcast /api/subscribe /api/unsubscribe /api/disconnect /api/refresh /api/presence
 POST /api/presence_stats /api/history /api/history_remove /api/channels /api/info /api/batch /api/rpc
 """

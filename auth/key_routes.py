@@ -1,0 +1,375 @@
+"""Keys over HTTP, for admins: API keys, the service accounts they belong to, and the keys that sign access tokens."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+
+from auth import key_keeping as keeping
+from auth import keys as signing
+from auth.key_keeping import KeyInfo, NewKey, ServiceAccount
+from auth.keys import Keys, RotationRefused
+from config.database import Pool
+from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from sessions import audit
+from sessions.errors import translated
+from sessions.revocations import Revocations
+
+OVERLAP = 3600.0
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=keeping.MAX_NAME)]
+Scopes = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(min_length=1, max_length=keeping.MAX_SCOPES)
+]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+ServiceName = Annotated[str, msgspec.Meta(pattern=keeping.SERVICE_NAME)]
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class NewApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`scopes`: some of one's own. Without `service_account` the key is of the service account or the user who asks."""
+
+    name: Name
+    scopes: Scopes
+    expires_at: Moment | None = None
+    service_account: ServiceName | None = None
+
+
+class ChangeApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left out stays; `expires_at` null: never."""
+
+    name: Name | msgspec.UnsetType = msgspec.UNSET
+    scopes: Scopes | msgspec.UnsetType = msgspec.UNSET
+    expires_at: Moment | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class RotateApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`overlap_seconds`: how long the secret before is good as well."""
+
+    overlap_seconds: Annotated[float, msgspec.Meta(ge=0, le=keeping.LONGEST_OVERLAP)] = OVERLAP
+
+
+class KeyFilter(Paging, frozen=True, forbid_unknown_fields=True):
+    """`owner`: the id of the user who made it."""
+
+    service_account: str = ""
+    owner: str = ""
+    revoked: bool | None = None
+
+
+class KeyView(msgspec.Struct, frozen=True):
+    """A key, never its secret. It belongs to a service account, or to the user `owner`, or to nobody. Until
+    `previous_until` the secret before the last rotation is good as well."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    service_account: str | None
+    owner: str | None
+    created_at: str
+    created_by: str
+    expires_at: str | None
+    last_used_at: str | None
+    previous_until: str | None
+    revoked_at: str | None
+
+
+class KeyViews(msgspec.Struct, frozen=True):
+    items: list[KeyView]
+    next: str
+
+
+class MadeKey(msgspec.Struct, frozen=True):
+    """The secret is shown this once."""
+
+    secret: str
+    key: KeyView
+
+
+class NewServiceAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What it does is in the audit under `service:` and this name."""
+
+    name: ServiceName
+
+
+class ChangeServiceAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`disabled`: none of its keys is good. `reason` is kept in the audit."""
+
+    disabled: bool
+    reason: Reason
+
+
+class ServiceAccountView(msgspec.Struct, frozen=True):
+    """`keys`: how many it has that are not revoked."""
+
+    name: str
+    created_at: str
+    created_by: str
+    disabled_at: str | None
+    keys: int
+
+
+class ServiceAccountViews(msgspec.Struct, frozen=True):
+    items: list[ServiceAccountView]
+    next: str
+
+
+class SigningKeyView(msgspec.Struct, frozen=True):
+    """A key that signs access tokens: it goes from "next" by "active" and "retiring" to "retired"."""
+
+    kid: str
+    algorithm: str
+    state: signing.State
+    created_at: str
+    activated_at: str | None
+    retiring_at: str | None
+    retired_at: str | None
+
+
+class SigningKeyViews(msgspec.Struct, frozen=True):
+    items: list[SigningKeyView]
+    next: str
+
+
+class RotateSigningKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`now`: even if a process may not know the next key yet."""
+
+    now: bool = False
+
+
+class KeyRoutes:
+    """The handlers. `ring` is this process's view of the signing keys, `token_ttl` how long an access token is good."""
+
+    def __init__(self, pool: Pool, revocations: Revocations, ring: Keys, *, token_ttl: float) -> None:
+        self._pool, self._revocations, self._ring, self._token_ttl = pool, revocations, ring, token_ttl
+
+    def routes(self) -> list[Route]:
+        keys, one, services, signers = (
+            "/admin/keys",
+            "/admin/keys/{id}",
+            "/admin/service-accounts",
+            "/admin/signing-keys",
+        )
+        read: dict[str, Any] = {"access": "admin", "scope": "keys:read", "tag": "admin"}
+        write = read | {"scope": "keys:write", "errors": ("not_found", "outcome_unknown")}
+        return [
+            Route(
+                "GET",
+                keys,
+                self.all,
+                "API keys, oldest first",
+                query=KeyFilter,
+                result=KeyViews,
+                export=KeyView,
+                **read,
+            ),
+            Route("POST", keys, self.create, "A new API key", body=NewApiKey, result=MadeKey, status=201, **write),
+            Route("PATCH", one, self.change, "Change an API key", body=ChangeApiKey, result=KeyView, **write),
+            Route("DELETE", one, self.revoke, "Revoke an API key, on every node", **write),
+            Route(
+                "POST",
+                f"{one}/rotation",
+                self.rotate,
+                "Another secret for an API key; the one before is good for a while",
+                body=RotateApiKey,
+                result=MadeKey,
+                **write,
+            ),
+            Route(
+                "GET",
+                services,
+                self.all_services,
+                "Service accounts, by name",
+                query=Paging,
+                result=ServiceAccountViews,
+                export=ServiceAccountView,
+                **read,
+            ),
+            Route(
+                "POST",
+                services,
+                self.create_service,
+                "A new service account",
+                body=NewServiceAccount,
+                result=ServiceAccountView,
+                status=201,
+                **write,
+            ),
+            Route(
+                "PATCH",
+                f"{services}/{{name}}",
+                self.change_service,
+                "Disable a service account with all its keys, or enable it again",
+                body=ChangeServiceAccount,
+                result=ServiceAccountView,
+                **write,
+            ),
+            Route(
+                "GET",
+                signers,
+                self.all_signers,
+                "The keys that sign access tokens, oldest first",
+                result=SigningKeyViews,
+                **(read | {"scope": "signing-keys:read"}),
+            ),
+            Route(
+                "POST",
+                f"{signers}/rotation",
+                self.rotate_signers,
+                "Sign with the next key; what the one before signed stays good until it expires",
+                body=RotateSigningKeys,
+                result=SigningKeyViews,
+                access="admin",
+                scope="signing-keys:write",
+                errors=("outcome_unknown",),
+                tag="admin",
+            ),
+        ]
+
+    # -- API keys
+
+    async def all(self, call: Call[None, KeyFilter]) -> KeyViews:
+        query = call.query
+        service, owner = plain("service_account", query.service_account), plain("owner", query.owner)
+        by = keeping.Filter(service or None, owner or None, query.revoked)
+        with translated():
+            items, cursor = await keeping.page(self._pool, by, limit=query.limit, after=_cursor(query.after))
+        return KeyViews([view(key) for key in items], keeping.write_cursor(cursor))
+
+    async def create(self, call: Call[NewApiKey, Nothing]) -> MadeKey:
+        body, who = call.body, call.who
+        service = body.service_account or who.service or None
+        owner = None if service else (who.owner if who.via == "api_key" else who.id) or None
+        new = NewKey(body.name, body.scopes, self._expiry(body.expires_at), service, owner)
+        with translated():
+            async with self._revocations.acting(who.name, who.sid) as writing:
+                secret, made = await keeping.create(writing.connection, new, within=who.scopes, by=call.by)
+        return MadeKey(secret, view(made))
+
+    async def change(self, call: Call[ChangeApiKey, Nothing]) -> KeyView:
+        wanted = {n: v for n, v in msgspec.structs.asdict(call.body).items() if v is not msgspec.UNSET}
+        if "expires_at" in wanted:
+            wanted["expires_at"] = self._expiry(wanted["expires_at"])
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                changed = await keeping.change(writing, _id(call), wanted, within=call.who.scopes, by=call.by)
+        return view(changed)
+
+    async def rotate(self, call: Call[RotateApiKey, Nothing]) -> MadeKey:
+        overlap = call.body.overlap_seconds
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                secret, key = await keeping.rotate(writing, _id(call), overlap, within=call.who.scopes, by=call.by)
+        return MadeKey(secret, view(key))
+
+    async def revoke(self, call: Call[None, Nothing]) -> None:
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                if not await keeping.revoke(writing, _id(call), by=call.by):
+                    raise Problem("not_found")
+
+    def _expiry(self, moment: datetime | None) -> float | None:
+        if moment is None:
+            return None
+        try:
+            at = moment.timestamp()
+        except (OverflowError, ValueError):
+            at = 0.0
+        if at <= self._revocations.database_now():
+            raise invalid("expires_at", "a time that is yet to come")
+        return at
+
+    # -- service accounts
+
+    async def all_services(self, call: Call[None, Paging]) -> ServiceAccountViews:
+        with translated():
+            items, following = await keeping.services(
+                self._pool, limit=call.query.limit, after=plain("after", call.query.after)
+            )
+        return ServiceAccountViews([service_view(account) for account in items], following)
+
+    async def create_service(self, call: Call[NewServiceAccount, Nothing]) -> ServiceAccountView:
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                return service_view(await keeping.create_service(writing.connection, call.body.name, by=call.by))
+
+    async def change_service(self, call: Call[ChangeServiceAccount, Nothing]) -> ServiceAccountView:
+        body, name = call.body, plain("name", call.path("name"))
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                changed = await keeping.disable_service(writing, name, body.disabled, reason=body.reason, by=call.by)
+        return service_view(changed)
+
+    # -- signing keys
+
+    async def all_signers(self, _call: Call[None, Nothing]) -> SigningKeyViews:
+        with translated():
+            async with self._pool.acquire() as connection:
+                return SigningKeyViews([_signer(key) for key in await signing.listed(connection)], "")
+
+    async def rotate_signers(self, call: Call[RotateSigningKeys, Nothing]) -> SigningKeyViews:
+        try:
+            with translated():
+                async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                    connection = writing.connection
+                    kid = await self._ring.rotate(connection, now=call.body.now, token_ttl=self._token_ttl)
+                    detail = {"kid": kid, "discard": False}
+                    await audit.append(connection, "signing_key.rotated", detail=detail, **call.by)
+                    listed = await signing.listed(connection)
+        except RotationRefused as refused:
+            raise invalid("now", str(refused)) from None
+        await self._ring.load()
+        return SigningKeyViews([_signer(key) for key in listed], "")
+
+
+def view(key: KeyInfo) -> KeyView:
+    return KeyView(
+        key.id,
+        key.name,
+        list(key.scopes),
+        key.service_account,
+        key.owner,
+        rfc3339(key.created_at),
+        key.created_by,
+        _time(key.expires_at),
+        _time(key.last_used_at),
+        _time(key.previous_until),
+        _time(key.revoked_at),
+    )
+
+
+def service_view(account: ServiceAccount) -> ServiceAccountView:
+    return ServiceAccountView(
+        account.name, rfc3339(account.created_at), account.created_by, _time(account.disabled_at), account.keys
+    )
+
+
+def _signer(key: signing.KeyInfo) -> SigningKeyView:
+    return SigningKeyView(
+        key.kid,
+        key.algorithm,
+        key.state,
+        rfc3339(key.created_at),
+        _time(key.activated_at),
+        _time(key.retiring_at),
+        _time(key.retired_at),
+    )
+
+
+def _time(unix: float | None) -> str | None:
+    return None if unix is None else rfc3339(unix)
+
+
+def _id(call: Call[Any, Any]) -> str:
+    try:
+        return UUID(call.path("id")).hex
+    except ValueError:
+        raise Problem("not_found") from None
+
+
+def _cursor(after: str) -> keeping.Cursor | None:
+    try:
+        return keeping.read_cursor(after)
+    except ValueError:
+        raise invalid("after", "the `next` of the page before") from None

@@ -1,0 +1,222 @@
+"""API keys, service accounts and signing keys as admins keep them over HTTP."""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from config.database import Pool
+from config.http import rfc3339
+from config.redis import Pipe
+from config.settings import Settings, with_values
+from sessions import log
+from sessions.log import Entry
+from sessions.model import Kind
+from sessions.revocations import Revocations
+from sessions.service import Sessions
+from tests.auth.conftest import Answer, House, build
+from tests.auth.test_scopes import person
+
+ROLES = {"keeper": ["keys", "users:read", "audit"], "reader": ["keys:read"]}
+
+
+@pytest.fixture
+async def house(
+    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe
+) -> AsyncIterator[House]:
+    async with build(with_values(settings, {"auth.roles": ROLES}), pool, revocations, sessions, pipe) as house:
+        yield house
+
+
+async def make(house: House, credential: Mapping[str, Any], *scopes: str, **more: Any) -> Answer:
+    body = {"name": "a backend", "scopes": list(scopes), **more}
+    return await house.call("POST", "/admin/keys", body, **credential)
+
+
+async def opens(house: House, key: str, path: str = "/admin/users") -> int:
+    return (await house.call("GET", path, headers={"X-API-Key": key})).status
+
+
+def at(house: House, seconds: float) -> str:
+    return rfc3339(house.revocations.database_now() + seconds)
+
+
+@pytest.fixture
+async def root(house: House) -> dict[str, Any]:
+    return {"token": await house.admin()}
+
+
+async def test_a_key_from_its_making_to_its_end(house: House, root: dict[str, Any]) -> None:
+    expires_at = at(house, 3600)
+    made = await make(house, root, "users:read", "audit", expires_at=expires_at)
+    assert made.status == 201, made.text
+    secret, key = made.json["secret"], made.json["key"]
+    me = (await house.call("GET", "/auth/me", **root)).json["user"]["id"]
+    assert (key["created_by"], key["owner"], key["expires_at"]) == (f"user:{me}", me, expires_at)
+    assert (await opens(house, secret), await opens(house, secret, "/admin/sessions")) == (200, 403)
+    path = f"/admin/keys/{key['id']}"
+    changed = await house.call("PATCH", path, {"name": "other", "scopes": ["sessions"], "expires_at": None}, **root)
+    assert (changed.json["name"], changed.json["scopes"], changed.json["expires_at"]) == ("other", ["sessions"], None)
+    assert (await opens(house, secret), await opens(house, secret, "/admin/sessions")) == (403, 200)
+    for task in house.accounts.api_keys._tasks._running.copy():
+        await task
+    [listed] = [k for k in (await house.call("GET", "/admin/keys", **root)).json["items"] if k["id"] == key["id"]]
+    assert listed["last_used_at"] is not None
+    assert secret not in str(listed)
+    assert (await house.call("DELETE", path, **root)).status == 204
+    assert await opens(house, secret, "/admin/sessions") == 401
+    for method, body in (("DELETE", None), ("PATCH", {"name": "x"})):
+        assert (await house.call(method, path, body, **root)).code == "not_found"
+    rows = (await house.call("GET", f"/admin/audit?action=api_key&target=key:{key['id']}", **root)).json["items"]
+    assert [row["action"] for row in rows] == ["api_key.revoked", "api_key.changed", "api_key.created"]
+    assert (await house.call("GET", "/admin/keys?revoked=true", **root)).json["items"][0]["id"] == key["id"]
+    assert (await house.call("GET", "/admin/keys?revoked=false", **root)).json["items"] == []
+
+
+async def test_nobody_gives_a_key_more_than_they_have(house: House, root: dict[str, Any]) -> None:
+    keeper = await person(house, "keeper")
+    credential = {"token": keeper["token"]}
+    for scopes in (["*"], ["users"], ["users:write"], ["users:read", "sessions"]):
+        refused = await make(house, credential, *scopes)
+        assert (refused.status, refused.code) == (403, "forbidden"), scopes
+        assert "which you lack" in refused.json["detail"]
+    own = await make(house, credential, "users:read", "keys")
+    assert own.status == 201
+    path = f"/admin/keys/{own.json['key']['id']}"
+    assert (await house.call("PATCH", path, {"scopes": ["users"]}, **credential)).code == "forbidden"
+    by_key = {"headers": {"X-API-Key": own.json["secret"]}}
+    assert (await make(house, by_key, "audit")).code == "forbidden"
+    other = (await make(house, root, "*")).json["key"]["id"]
+    # A new secret of a key is what the key may; so is its change, which may make it live longer.
+    assert (await house.call("POST", f"/admin/keys/{other}/rotation", {}, **credential)).code == "forbidden"
+    assert (await house.call("PATCH", f"/admin/keys/{other}", {"name": "mine"}, **credential)).code == "forbidden"
+    assert (await house.call("DELETE", f"/admin/keys/{other}", **credential)).status == 204
+    reader = await person(house, "reader")
+    assert (await house.call("GET", "/admin/keys", token=reader["token"])).status == 200
+    assert (await make(house, {"token": reader["token"]}, "keys:read")).json["detail"] == "needs the scope keys:write"
+
+
+async def test_what_a_key_cannot_be_is_told(house: House, root: dict[str, Any]) -> None:
+    for body, field, words in (
+        ({"scopes": ["user:read"]}, "scopes", "did you mean 'users:read'?"),
+        ({"scopes": []}, "scopes", ""),
+        ({"name": ""}, "name", ""),
+        ({"name": "a\tb"}, "name", "printable"),
+        ({"expires_at": at(house, -1)}, "expires_at", "yet to come"),
+        ({"expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at", "yet to come"),
+        ({"service_account": "nobody"}, "service_account", "none of this name"),
+    ):
+        refused = await make(house, root, **{"scopes": ["audit"], **body})
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, field), body
+        assert words in refused.json["errors"][0]["message"]
+
+
+async def test_a_rotated_key_works_beside_its_successor_until_the_overlap_is_over(
+    house: House, root: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await make(house, root, "users:read")).json
+    first, path = made["secret"], f"/admin/keys/{made['key']['id']}/rotation"
+    assert await opens(house, first) == 200
+    rotated = await house.call("POST", path, {"overlap_seconds": 600}, **root)
+    assert rotated.status == 200, rotated.text
+    second = rotated.json["secret"]
+    until = datetime.fromisoformat(rotated.json["key"]["previous_until"]).astimezone(UTC).timestamp()
+    assert 590 < until - house.revocations.database_now() <= 600
+    assert (await opens(house, first), await opens(house, second)) == (200, 200)
+    third = (await house.call("POST", path, {"overlap_seconds": 600}, **root)).json["secret"]
+    assert [await opens(house, key) for key in (first, second, third)] == [401, 200, 200]
+    now = house.revocations.database_now
+    monkeypatch.setattr(house.revocations, "database_now", lambda: now() + 601)
+    # Only what was read of a key is judged here; tokens of this process would be too old by then as well.
+    assert [await opens(house, key) for key in (second, third)] == [401, 200]
+    monkeypatch.undo()
+    fourth = (await house.call("POST", path, {"overlap_seconds": 0}, **root)).json["secret"]
+    assert [await opens(house, key) for key in (second, third, fourth)] == [401, 401, 200]
+
+
+async def test_sec_27_a_key_may_no_more_than_who_made_it_and_falls_with_them(
+    house: House, root: dict[str, Any]
+) -> None:
+    keeper = await person(house, "keeper")
+    made = (await make(house, {"token": keeper["token"]}, "users:read", "keys")).json
+    child = (await make(house, {"headers": {"X-API-Key": made["secret"]}}, "users:read")).json
+    assert child["key"]["owner"] == keeper["id"]
+    keys = made["secret"], child["secret"]
+    assert [await opens(house, key) for key in keys] == [200, 200]
+    path = f"/admin/users/{keeper['id']}"
+    await house.call("PATCH", path, {"roles": ["reader"], "reason": "moved"}, **root)
+    assert [await opens(house, key) for key in keys] == [403, 403]
+    await house.call("PATCH", path, {"roles": ["keeper"], "reason": "back"}, **root)
+    assert [await opens(house, key) for key in keys] == [200, 200]
+    for ended in ({"disabled": True}, {"disabled": False, "banned_until": at(house, 3600)}):
+        assert (await house.call("PATCH", path, {**ended, "reason": "gone"}, **root)).status == 200
+        assert [await opens(house, key) for key in keys] == [401, 401]
+
+
+async def test_a_service_account_is_disabled_with_all_its_keys(house: House, root: dict[str, Any]) -> None:
+    assert (await house.call("POST", "/admin/service-accounts", {"name": "billing"}, **root)).status == 201
+    taken = await house.call("POST", "/admin/service-accounts", {"name": "billing"}, **root)
+    assert (taken.status, taken.json["errors"][0]["field"]) == (422, "name")
+    one = (await make(house, root, "*", service_account="billing")).json
+    headers = {"headers": {"X-API-Key": one["secret"]}}
+    two = (await make(house, headers, "users:read")).json  # what it makes is its own
+    assert (two["key"]["service_account"], two["key"]["owner"]) == ("billing", None)
+    assert two["key"]["created_by"] == "service:billing"
+    rows = (await house.call("GET", "/admin/audit?actor=service:billing", **root)).json["items"]
+    assert [row["action"] for row in rows] == ["api_key.created"]
+    keys = one["secret"], two["secret"]
+    assert [await opens(house, key) for key in keys] == [200, 200]
+    path = "/admin/service-accounts/billing"
+    disabled = await house.call("PATCH", path, {"disabled": True, "reason": "a leak"}, **root)
+    assert (disabled.json["keys"], disabled.json["disabled_at"] is None) == (2, False)
+    assert [await opens(house, key) for key in keys] == [401, 401]
+    assert (await make(house, root, "*", service_account="billing")).status == 422
+    again = await house.call("PATCH", path, {"disabled": False, "reason": "mended"}, **root)
+    assert again.json["disabled_at"] is None
+    assert [await opens(house, key) for key in keys] == [200, 200]
+    nobody = await house.call("PATCH", "/admin/service-accounts/x", {"disabled": True, "reason": "x"}, **root)
+    assert nobody.code == "not_found"
+    page = await house.call("GET", "/admin/service-accounts?limit=1", **root)
+    assert ([account["name"] for account in page.json["items"]], page.json["next"]) == (["billing"], "")
+
+
+async def test_keys_are_listed_page_by_page_and_as_files(house: House, root: dict[str, Any]) -> None:
+    ids = [(await make(house, root, "audit", name=f"key {n}")).json["key"]["id"] for n in range(3)]
+    found, after = [], ""
+    while True:
+        page = (await house.call("GET", f"/admin/keys?limit=2&after={after}", **root)).json
+        found += [key["id"] for key in page["items"]]
+        after = page["next"]
+        if not after:
+            break
+    assert found == ids
+    assert (await house.call("GET", "/admin/keys?after=x", **root)).status == 422
+    file = await house.call("GET", "/admin/keys", headers={"Accept": "text/csv"}, **root)
+    assert [row["id"] for row in csv.DictReader(io.StringIO(file.text))] == ids
+
+
+async def test_signing_keys_are_listed_and_rotated(house: House, root: dict[str, Any]) -> None:
+    listed = (await house.call("GET", "/admin/signing-keys", **root)).json["items"]
+    assert [key["state"] for key in listed] == ["active", "next"]
+    soon = await house.call("POST", "/admin/signing-keys/rotation", {}, **root)
+    assert (soon.status, soon.json["errors"][0]["field"]) == (422, "now")
+    done = (await house.call("POST", "/admin/signing-keys/rotation", {"now": True}, **root)).json["items"]
+    assert [key["state"] for key in done] == ["retiring", "active", "next"]
+    assert house.accounts.keys.active.kid == done[1]["kid"] == listed[1]["kid"]
+    rows = (await house.call("GET", "/admin/audit?action=signing_key", **root)).json["items"]
+    assert [row["detail"]["kid"] for row in rows] == [done[1]["kid"]]
+
+
+async def test_a_failover_that_lost_a_keys_revocation_left_it_good_once_its_row_was_forgotten(pool: Pool) -> None:
+    async with pool.acquire() as connection, connection.transaction():
+        id = "0" * 32
+        await connection.execute(
+            "insert into api_keys (id, hash, name, scopes) values ($1, $2, 'x', '{}')", id, b"h" * 32
+        )
+        row = Entry(kind=Kind.API_KEY, api_key=id).draft("")
+        await log.put_back(connection, [row])
+        assert await connection.fetchval("select revoked_at is not null from api_keys where id = $1", id)
