@@ -17,16 +17,17 @@ import msgspec
 from aiohttp import web
 
 from config.database import Connection, Pool
-from config.http import Call, Caller, FieldError, Problem, Route, invalid, reply
+from config.http import Call, Caller, FieldError, Paging, Problem, Route, invalid, reply
 from config.redis import Unavailable as RedisAway
 from config.sealing import derive
-from sessions import audit
+from sessions import audit, receipt_list
 from sessions.committer import Deed
 from sessions.errors import translated
 from sessions.idempotency import Key, key_of
 from sessions.log import LIVE, Entry
 from sessions.model import Kind
 from sessions.ranges import Range
+from sessions.receipt_list import ListedReceipt
 from sessions.receipts import Receipt
 from sessions.revocations import Revocations
 
@@ -83,6 +84,11 @@ class DryRun(msgspec.Struct, frozen=True):
     connections: int | None
     users: int
     confirm: str
+
+
+class ListedReceipts(msgspec.Struct, frozen=True):
+    items: list[ListedReceipt]
+    next: str
 
 
 class Registry(Protocol):
@@ -225,7 +231,7 @@ class RevocationRoutes:
         secret: str,
         foreign: Callable[[str], bool] = lambda user: False,
     ) -> None:
-        self._revocations = revocations
+        self._revocations, self._pool = revocations, pool
         self._counter = Counter(pool, registry, foreign)
         self._confirms = Confirms(secret, revocations.database_now)
 
@@ -255,6 +261,18 @@ class RevocationRoutes:
             ),
             Route(
                 "GET",
+                "/admin/revocations",
+                self.page,
+                "Receipts of all that was ended, newest first",
+                query=Paging,
+                result=ListedReceipts,
+                export=ListedReceipt,
+                access="admin",
+                scope=SCOPE,
+                tag="admin",
+            ),
+            Route(
+                "GET",
                 "/admin/revocations/{id}",
                 self.read,
                 "A receipt, as it stands now",
@@ -279,6 +297,15 @@ class RevocationRoutes:
             id, earlier = await self._order(body, caller, spared, _deed(call), key)
         receipt = await self._revocations.confirmed(id, body.timeout if body.wait else 0.0)
         return reply(receipt, 200 if earlier else 201)
+
+    async def page(self, call: Call[None, Paging]) -> ListedReceipts:
+        try:
+            after = receipt_list.read_place(call.query.after)
+        except ValueError:
+            raise invalid("after", "the `next` of the page before") from None
+        with translated():
+            items, more = await receipt_list.page(self._pool, limit=call.query.limit, after=after)
+        return ListedReceipts(items, receipt_list.write_place(more))
 
     async def read(self, call: Call[Any, Any]) -> Receipt:
         receipt = await self._revocations.receipt(call.path("id"))

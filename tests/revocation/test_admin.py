@@ -88,6 +88,31 @@ async def api(cluster: Cluster) -> AsyncIterator[Api]:
         yield Api(client, cluster, registry)
 
 
+async def test_receipts_are_listed_newest_first_page_by_page_and_exported(api: Api) -> None:
+    made = [(await api.post(target, wait=True))[1]["id"] for target in ({"sid": "s1"}, {"user": "u2"})]
+    confirm = await api.confirm({"all": True})
+    _, everyone = await api.post({"all": True}, confirm=confirm)
+    made = [everyone["id"], *reversed(made)]
+    seen, after = [], ""
+    for left in (2, 1, 0):
+        answer = await api.client.get(f"/admin/revocations?limit=1&after={after}", headers={"X-Who": "admin"})
+        body = await answer.json()
+        seen += body["items"]
+        after = body["next"]
+        assert bool(after) is bool(left)
+    assert [item["id"] for item in seen] == made
+    assert [item["target"] for item in seen] == ["all", "user:u2", "session:s1"]
+    assert {item["actor"] for item in seen} == {"user:u0"}
+    first = seen[-1]
+    assert (first["state"], first["by"], first["connections_closed"], first["nodes"]) == ("confirmed", "acks", 2, 2)
+    assert {item["reason"] for item in seen} == {"test"}
+    exported = await api.client.get("/admin/revocations", headers={"X-Who": "admin", "Accept": "text/csv"})
+    assert len((await exported.text()).splitlines()) == 4
+    for wrong in ("x", "1.x", f"{made[0]}", "99999999999999999999.0"):
+        answer = await api.client.get(f"/admin/revocations?after={wrong}", headers={"X-Who": "admin"})
+        assert answer.status == 422
+
+
 async def test_a_session_is_ended_everywhere_and_its_receipt_says_so(api: Api) -> None:
     status, receipt = await api.post({"sid": "s1"}, message="Sorry", wait=True)
     assert status == 201
@@ -221,6 +246,7 @@ async def test_a_key_seen_before_gives_the_same_receipt_and_nothing_more(api: Ap
     assert second["connections_closed"] == 2
     assert len(await api.audit()) == 1
     assert (await api.post({"sid": "s2"}, key="k"))[1]["code"] == "idempotency_conflict"
+    await api.cluster.session("s9", "u9")
     status, third = await api.post({"sid": "s1"}, "other", key="k")  # keys are each caller's own
     assert (status, third["id"] != first["id"]) == (201, True)
     await api.cluster.sql("UPDATE idempotency SET created_at = now() - interval '25 hours'")

@@ -12,7 +12,7 @@ from tests.world.conftest import World, running
 INTERFACE = """
 POST /auth/register /auth/login /auth/token /auth/refresh /auth/logout /auth/password /admin/revocations
 GET /auth/me /auth/sessions /.well-known/jwks.json /admin/sessions /admin/users /admin/nodes /admin/audit
-GET /admin/revocations/{id} /health /ready /metrics /openapi.json
+GET /admin/revocations /admin/revocations/{id} /health /ready /metrics /openapi.json
 DELETE /auth/sessions /auth/sessions/{sid}
 PATCH /admin/users/{id}
 POST /auth/guest /auth/verify-email /auth/verify-email/resend /auth/password/forgot /auth/password/reset
