@@ -277,6 +277,7 @@ class ChannelOptions(Section):
     allow_history_for_client: bool = False
     allow_history_for_anonymous: bool = False
     allow_user_limited_channels: bool = False
+    min_aal: Annotated[int, Field(ge=1, le=2)] = 1
     channel_regex: Regex = ""
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ return None for yes, or the error of the reply.
 
     Refused                  (gateway.protocol.codes)
     ├── UnknownChannel       102: its namespace is not configured
-    └── BadChannel           107: too long, or a name that the namespace does not allow
+    ├── BadChannel           107: too long, or a name that the namespace does not allow
+    └── LowAssurance         103: the session has not shown the factors that the channel demands
 """
 
 import re
@@ -30,6 +31,12 @@ class UnknownChannel(Refused):
 class BadChannel(Refused):
     def __init__(self) -> None:
         super().__init__(ErrorCode.BAD_REQUEST)
+
+
+class LowAssurance(Refused):
+    def __init__(self, channel: "Channel") -> None:
+        super().__init__(ErrorCode.PERMISSION_DENIED)
+        self.channel = channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +106,7 @@ class Channels:
             self._cache[name] = found
         return found
 
-    def joinable(self, name: str, user: str) -> Channel | None:
+    def joinable(self, name: str, user: str, aal: int = 1) -> Channel | None:
         """A server-side channel that a connect command asks for: None without the right, ProtocolError if unknown."""
         try:
             channel = self.client(name)
@@ -107,7 +114,7 @@ class Channels:
             raise ProtocolError("unknown channel in subs") from None
         except BadChannel:
             return None
-        return channel if may_subscribe(channel, user) is None else None
+        return channel if may_subscribe(channel, user) is None and assured(channel, aal) else None
 
     def personal(self, user: str) -> str:
         """The name of a user's own channel."""
@@ -171,6 +178,11 @@ def _pattern(namespace: str, regex: str) -> re.Pattern[str]:
         return re.compile(regex, re.ASCII)
     except (re.error, ValueError) as error:
         raise ValueError(f"channel_regex of {namespace or 'without_namespace'!r}: {error}") from None
+
+
+def assured(channel: Channel, aal: int) -> bool:
+    """Whether a session with this assurance may have anything to do with the channel, whatever a token says of it."""
+    return aal >= channel.options.min_aal or channel.insecure
 
 
 def may_subscribe(channel: Channel, user: str) -> ErrorCode | None:

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from config.settings import Client as Settings
-from gateway.channels import Channel, Channels, may_history, may_presence, may_publish, may_subscribe
+from gateway.channels import (
+    Channel,
+    Channels,
+    LowAssurance,
+    assured,
+    may_history,
+    may_presence,
+    may_publish,
+    may_subscribe,
+)
 from gateway.deadlines import NEVER, Entry
 from gateway.protocol.codes import (
     CONNECTION_EXPIRED,
@@ -203,6 +212,7 @@ class Client:
     """One connection's state. The slots from `bucket` to `pings` belong to the wheel and the deadlines."""
 
     __slots__ = (
+        "aal",
         "address",
         "born",
         "bucket",
@@ -244,6 +254,7 @@ class Client:
         self.phase = Phase.NEW
         self.user = self.sid = self.kind = self.issuer = ""
         self.born = 0
+        self.aal = 1
         self.position = Position(0, "")
         self.own_sid = True
         self.info = self.meta = b""
@@ -337,6 +348,7 @@ class Client:
             raise Refused(ErrorCode.BAD_REQUEST)
         if not request.token:
             _allow(may_subscribe(channel, self.user))
+        self._assure(channel)
         return Subscribe(id, request, channel)
 
     def _unsubscribe(self, id: int, request: UnsubscribeRequest, _settings: Settings, _channels: Channels) -> Effect:
@@ -350,11 +362,13 @@ class Client:
             raise Refused(ErrorCode.BAD_REQUEST)
         sub = self.subs.get(channel.name)
         _allow(may_publish(channel, self.user, sub is not None))
+        self._assure(channel)
         return Publish(id, channel, request.data, self.about(sub), sub is not None)
 
     def _presence(self, id: int, request: PresenceRequest, _settings: Settings, channels: Channels) -> Effect:
         channel = channels.client(request.channel)
         _allow(may_presence(channel, self.user, channel.name in self.subs))
+        self._assure(channel)
         return ReadPresence(id, channel.name)
 
     def _presence_stats(
@@ -362,11 +376,13 @@ class Client:
     ) -> Effect:
         channel = channels.client(request.channel)
         _allow(may_presence(channel, self.user, channel.name in self.subs))
+        self._assure(channel)
         return CountPresence(id, channel.name)
 
     def _history(self, id: int, request: HistoryRequest, settings: Settings, channels: Channels) -> Effect:
         channel = channels.client(request.channel)
         _allow(may_history(channel, self.user, channel.name in self.subs))
+        self._assure(channel)
         most = settings.history_max_publication_limit
         limit = request.limit
         if most and (limit < 0 or limit > most):
@@ -392,6 +408,10 @@ class Client:
     def _send(self, id: int, request: SendRequest, _settings: Settings, _channels: Channels) -> Effect:
         return Message(id, request.data)
 
+    def _assure(self, channel: Channel) -> None:
+        if not assured(channel, self.aal):
+            raise LowAssurance(channel)
+
     def about(self, sub: Subscription | None = None) -> ClientInfo:
         """Who this is, to others in a channel."""
         return ClientInfo(self.user, self.id, self.info, sub.info if sub is not None else b"")
@@ -404,7 +424,7 @@ class Client:
             self.ends_at, self.warned = NEVER, False
         self.user, self.sid, self.born = standing.user, standing.sid, standing.born
         self.kind, self.issuer, self.position = standing.kind, standing.issuer, standing.position
-        self.own_sid = standing.own_sid
+        self.own_sid, self.aal = standing.own_sid, standing.aal
         self.info, self.meta = standing.info or self.info, standing.meta or self.meta
         self.token_at, self.expires_at = NEVER, NEVER
         if standing.token_expires_at is not None:

@@ -21,7 +21,7 @@ from config.settings import Client as Settings
 from config.tasks import Tasks
 from gateway.broker import Broker
 from gateway.caps import Cap
-from gateway.channels import Channels, grant
+from gateway.channels import Channel, Channels, LowAssurance, assured, grant
 from gateway.client import (
     DUE_ABSOLUTE,
     DUE_SUBSCRIPTION,
@@ -88,7 +88,7 @@ from gateway.registry import Registry
 from sessions.errors import SessionEnded
 from sessions.ids import new_sid
 from sessions.model import EXPIRED, Ended, Standing
-from sessions.revocations import Revocations, Verdict
+from sessions.revocations import Again, Revocations, Verdict
 from sessions.service import Sessions
 
 log = structlog.get_logger(__name__)
@@ -197,9 +197,34 @@ class Driver:
             if effect is None:
                 return None
             return _PERFORM[type(effect)](self, peer, effect)
+        except LowAssurance as refusal:
+            return self._once_assured(peer, command, refusal)
         except Exception as error:
             self._fail(peer, command.id, error)
             return None
+
+    async def _once_assured(self, peer: Peer, command: Command, refusal: LowAssurance) -> None:
+        """Perform `command` after all if the session has shown a factor since."""
+        if not await self.assured(peer, refusal.channel):
+            raise refusal
+        effect = peer.decide(command, self._settings, self._parts.channels)
+        work = _PERFORM[type(effect)](self, peer, effect) if effect is not None else None
+        if work is not None:
+            await work
+
+    async def assured(self, peer: Peer, channel: Channel) -> bool:
+        """Whether the peer's session has shown the factors that `channel` demands. It may have done so since the peer
+        connected (step-up keeps sockets): where the log has a word on it the session is read again. Raises Gone."""
+        if assured(channel, peer.aal):
+            return True
+        if not isinstance(self._parts.revocations.judge(peer.sid, peer.user, peer.born, peer.position), Again):
+            return False
+        reading = await self._parts.sessions.by_sid(peer.sid)
+        self._live(peer)
+        if reading is None or reading.session.over(self._database_now()) is not None:
+            return False
+        peer.aal = max(peer.aal, reading.session.aal)
+        return assured(channel, peer.aal)
 
     async def _finish(self, peer: Peer, id: int, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -396,19 +421,23 @@ class Driver:
             raise Gone
 
     def _server_side(self, connected: Connected, request: ConnectRequest) -> list[Wish]:
-        """The subscriptions that a connection starts with (protocol.md 14, 15): token's, personal, asked for."""
-        channels, user = self._parts.channels, connected.standing.user
+        """The subscriptions that a connection starts with (protocol.md 14, 15): token's, personal, asked for. What its
+        session has not shown the factors for is left out."""
+        channels, user, aal = self._parts.channels, connected.standing.user, connected.standing.aal
         wishes: dict[str, Wish] = {}
         for name, claim in connected.subs.items():
             channel = channels.server(name)
+            if not assured(channel, aal):
+                continue
             granted = grant(channel, user, SubscribeRequest(channel=name), _overrides(claim))
             wishes[name] = Wish(channel, granted, info=claim.info, data=claim.data, flags=Flag.SERVER | Flag.TOKEN)
         if self._settings.subscribe_to_user_personal_channel.enabled and user:
             channel = channels.server(channels.personal(user))
-            granted = grant(channel, user, SubscribeRequest(channel=channel.name))
-            wishes[channel.name] = Wish(channel, granted, flags=Flag.SERVER)
+            if assured(channel, aal):
+                granted = grant(channel, user, SubscribeRequest(channel=channel.name))
+                wishes[channel.name] = Wish(channel, granted, flags=Flag.SERVER)
         for name in request.subs:
-            if name not in wishes and (found := channels.joinable(name, user)) is not None:
+            if name not in wishes and (found := channels.joinable(name, user, aal)) is not None:
                 granted = grant(found, user, SubscribeRequest(channel=name))
                 wishes[name] = Wish(found, granted, flags=Flag.SERVER)
         if self._settings.channel_limit and len(wishes) > self._settings.channel_limit:
@@ -532,10 +561,17 @@ class Driver:
         if connected is None:
             raise Disconnect(INVALID_TOKEN)
         await self._hold_to(peer, connected.standing)
-        if not _subscribed_as(peer, connected.subs):
+        if not _subscribed_as(peer, [name for name in connected.subs if not self._out_of_reach(name, peer.aal)]):
             raise Disconnect(CONNECTION_INSUFFICIENT_STATE)
         ttl = connected.ttl(self._database_now())
         self._reply(peer, effect.id, RefreshResult(expires=connected.expires, ttl=ttl))
+
+    def _out_of_reach(self, name: str, aal: int) -> bool:
+        """Whether a token's channel was left out for its demands when the connection began."""
+        try:
+            return not assured(self._parts.channels.server(name), aal)
+        except Refused:
+            return False
 
     async def _hold_to(self, peer: Peer, standing: Standing) -> None:
         """9c: the block of 9b after every await of a refresh."""

@@ -125,7 +125,15 @@ class Node:
             caps.users,
         )
         self.driver = Driver(parts, client, version=version, rpc=self.on_rpc, single=self._end_others)
-        self._orders = Orders(self.hub, self._joining, self._channels, control, client, revocations.database_now)
+        self._orders = Orders(
+            self.hub,
+            self._joining,
+            self._channels,
+            control,
+            client,
+            revocations.database_now,
+            self.driver.assured,
+        )
         self.anonymous = AnonymousSessions(self.hub, control)
         self._transport = WebSocketTransport(
             self.hub,

@@ -11,14 +11,14 @@ import structlog
 
 from config.redis import Unavailable
 from config.settings import Client as Settings
-from gateway.channels import Channels, grant
+from gateway.channels import Channel, Channels, grant
 from gateway.client import MAX_TTL, Flag
 from gateway.control import Control
 from gateway.deadlines import NEVER
 from gateway.hub import Gone, Hub
 from gateway.joining import Joining, Wish
 from gateway.peers import Peer
-from gateway.protocol.codes import CONNECTION_EXPIRED, SERVER_UNSUBSCRIBE, Close, Disconnect, Refused
+from gateway.protocol.codes import CONNECTION_EXPIRED, SERVER_UNSUBSCRIBE, Close, Disconnect, ErrorCode, Refused
 from gateway.protocol.commands import RefreshResult, SubscribePush, SubscribeRequest
 
 log = structlog.get_logger(__name__)
@@ -77,13 +77,16 @@ class Orders:
         control: Control,
         settings: Settings,
         database_now: Callable[[], float],
+        assured: Callable[[Peer, Channel], Awaitable[bool]],
     ) -> None:
+        """`assured`: whether a peer's session has shown what a channel demands."""
         self._hub = hub
         self._joining = joining
         self._channels = channels
         self._control = control
         self._settings = settings
         self._database_now = database_now
+        self._assured = assured
 
     def listen(self) -> None:
         """Carry out what is ordered from now on."""
@@ -145,6 +148,8 @@ class Orders:
         if order.channel in peer.subs:
             return
         try:
+            if not await self._assured(peer, self._channels.server(order.channel)):
+                raise Refused(ErrorCode.PERMISSION_DENIED)
             await self._hub.pass_gate(peer)
             async with self._joining.tickets(peer, [self._wish(peer, order)]) as (ticket,):
                 if peer.home is not self._hub.current or order.channel in peer.subs:

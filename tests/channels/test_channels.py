@@ -246,6 +246,7 @@ def test_38_42_off_is_said_before_rights_are_looked_at() -> None:
     ("name", "user", "good"),
     [
         ("chat:1", "42", True),
+        ("vault:1", "42", False),
         ("chat:1", "", False),
         ("$chat:1", "42", False),
         ("closed:1", "42", False),
@@ -255,8 +256,13 @@ def test_38_42_off_is_said_before_rights_are_looked_at() -> None:
 def test_15_channels_of_a_connect_command_are_joined_with_the_right_else_left_out(
     name: str, user: str, good: bool
 ) -> None:
-    known = channels(Namespace(name="chat", allow_subscribe_for_client=True), Namespace(name="closed"))
+    known = channels(
+        Namespace(name="chat", allow_subscribe_for_client=True),
+        Namespace(name="vault", allow_subscribe_for_client=True, min_aal=2),
+        Namespace(name="closed"),
+    )
     assert (known.joinable(name, user) is not None) is good
+    assert (known.joinable(name, user, 2) is not None) is (good or name == "vault:1")
 
 
 def test_15_an_unknown_namespace_in_a_connect_command_breaks_the_protocol() -> None:
