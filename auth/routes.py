@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from auth import letters, users
+from auth.admin import OperatorRoutes
 from auth.api_keys import ApiKeys
 from auth.challenges import Challenges
 from auth.devices import KNOWN_FOR, DeviceCookies
@@ -584,6 +585,7 @@ class Accounts:
         )
         roles = settings.auth.roles
         self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), roles=roles, clock=clock)
+        self._operators = OperatorRoutes(pool, settings)
         self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
         self.passwords = Passwords(settings.auth)
         throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
@@ -651,7 +653,7 @@ class Accounts:
         mount(app, self._factors.routes())
         for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs, self._webhooks):
             mount(app, room.routes())
-        mount(app, self._keys.routes())
+        mount(app, [*self._keys.routes(), *self._operators.routes()])
 
     def figures(self) -> Mapping[str, float]:
         """For the metrics."""

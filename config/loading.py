@@ -25,6 +25,7 @@ from config import reference
 from config.settings import (
     Settings,
     ecdsa_public_key,
+    from_here,
     link,
     network,
     origin,
@@ -119,6 +120,7 @@ def load(path: str | None, environ: Mapping[str, str], *, dev: bool = False) -> 
     path = path or environ.get(PREFIX + "CONFIG") or None
     tree = _read_file(Path(path), mistakes) if path else {}
     unread = bool(mistakes)
+    places = dict.fromkeys(_paths(tree), str(path))
     origins = _overlay(tree, environ, mistakes)
     settings = _validate(tree, origins, mistakes)
     told = {mistake.key for mistake in mistakes}
@@ -127,7 +129,49 @@ def load(path: str | None, environ: Mapping[str, str], *, dev: bool = False) -> 
         mistakes += _unsafe(settings or _what_is_right(tree), mistakes)
     if settings is None or mistakes:
         raise SettingsError(mistakes)
+    from_here(settings, places | origins)
     return settings
+
+
+def seen(settings: Settings) -> Iterator[tuple[str, Any, str]]:
+    """Each option with its value, as JSON can hold it and people may see it, and where that came from."""
+    for path, option in options().items():
+        if not option.table and not option.item:
+            value: Any = settings
+            for name in path.split("."):
+                value = getattr(value, name)
+            yield path, _masked(value), _origin(settings.origins, path)
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return "***" if value.get_secret_value() else ""
+    if isinstance(value, BaseModel):
+        return {name: _masked(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    return value
+
+
+def _origin(origins: Mapping[str, str], path: str) -> str:
+    """A variable may hold a whole table."""
+    while path:
+        if path in origins:
+            return origins[path]
+        path = path.rpartition(".")[0]
+    return "default"
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every option that a file has."""
+    for name, value in tree.items():
+        option = options().get(f"{prefix}{name}")
+        if isinstance(value, dict) and option is not None and option.table:
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _unsafe(settings: Settings, others: list[Mistake]) -> list[Mistake]:

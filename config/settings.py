@@ -13,7 +13,16 @@ from email.utils import formataddr, parseaddr
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
 
 from config import scopes
 
@@ -430,6 +439,12 @@ class Settings(Section):
     mail: Mail = Mail()
     webhooks: Webhooks = Webhooks()
     log: Log = Log()
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where values came from, by path: a variable, a file, "run.py dev". What is not in it is the default."""
+        return self._origins
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
@@ -453,7 +468,8 @@ def is_set(settings: Section, path: str) -> bool:
 
 
 def with_values(settings: S, values: Mapping[str, Any]) -> S:
-    """A copy with other values at the given paths, validated. What nobody gave a value to stays so for `is_set`."""
+    """A copy with other values at the given paths, validated. What nobody gave a value to stays so for `is_set`. They
+    come from `run.py dev`, as far as anybody asks: it alone fills in what is unset."""
     tree = settings.model_dump(exclude_unset=True)
     for path, value in values.items():
         *sections, name = path.split(".")
@@ -461,17 +477,34 @@ def with_values(settings: S, values: Mapping[str, Any]) -> S:
         for section in sections:
             node = node.setdefault(section, {})
         node[name] = value
-    return type(settings).model_validate(tree)
+    made = type(settings).model_validate(tree)
+    if isinstance(settings, Settings):
+        from_here(made, settings.origins | dict.fromkeys(values, "run.py dev"))
+    return made
+
+
+def from_here(settings: BaseModel, origins: Mapping[str, str]) -> None:
+    """Remember where the values came from."""
+    assert isinstance(settings, Settings)  # noqa: S101 - sections have no origins of their own
+    settings._origins = dict(origins)
 
 
 def to_json(settings: Settings) -> bytes:
     """Everything, secrets in clear: for handing it to a child process over a pipe. `from_json` is the way back."""
-    return json.dumps(settings.model_dump(), default=lambda secret: secret.get_secret_value()).encode()
+    tree = {**settings.model_dump(), "origins": settings.origins}
+    return json.dumps(tree, default=lambda secret: secret.get_secret_value()).encode()
 
 
 def from_json(text: bytes) -> Settings:
     """What `to_json` made."""
-    return Settings.model_validate(json.loads(text))
+    return from_tree(json.loads(text))
+
+
+def from_tree(tree: Mapping[str, Any]) -> Settings:
+    """The same, decoded already."""
+    settings = Settings.model_validate({name: section for name, section in tree.items() if name != "origins"})
+    from_here(settings, tree["origins"])
+    return settings
 
 
 SECRET_LENGTH = 32

@@ -21,7 +21,7 @@ from aiohttp import web
 from config import logging
 from config.errors import Failure
 from config.http import Problem, connections
-from config.settings import Settings
+from config.settings import from_tree
 from gateway import app as application
 from gateway.handover import HIDDEN, ROLES, Drain, Passed, Receiver, Report, Setup, encode
 
@@ -69,7 +69,7 @@ class Worker:
         loop.remove_reader(self._control.fileno())
 
     async def _serve(self, setup: Setup) -> None:
-        settings = Settings.model_validate(setup.settings)
+        settings = from_tree(setup.settings)
         logging.configure(settings.log, node=setup.node[:8])
         app = await application.build(settings, node=setup.node, dev=setup.dev)
         await app.start()

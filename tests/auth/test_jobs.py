@@ -110,6 +110,39 @@ async def test_bad_filters_are_named(house: House, query: str) -> None:
     assert answer.json["errors"][0]["field"] == query[1:].split("=")[0]
 
 
+async def test_letters_that_wait_or_were_given_up_are_listed(house: House, pool: asyncpg.Pool) -> None:
+    admin = await house.admin()
+    await house.accounts.jobs.close()  # nobody sends them
+    order: dict[str, Any] = {
+        "letter": "new_device",
+        "to": "a@example.org",
+        "language": "de",
+        "values": {},
+        "token": None,
+    }
+    await put(pool, "mail", order, "no order", delay=60.0)
+    await put(pool, "other", {})
+    await pool.execute(
+        "update jobs set dead_at = now(), error = 'refused' where kind = 'mail' and payload <> '\"no order\"'"
+    )
+    found = (await house.call("GET", "/admin/mail", token=admin)).json["items"]
+    assert {(letter["letter"], letter["state"]) for letter in found} == {("new_device", "dead"), ("", "waiting")}
+    [dead] = (await house.call("GET", "/admin/mail?state=dead", token=admin)).json["items"]
+    assert (dead["to"], dead["language"], dead["error"], dead["due_at"]) == ("a@example.org", "de", "refused", None)
+    file = await house.call("GET", "/admin/mail?state=dead", token=admin, headers={"Accept": "application/x-ndjson"})
+    assert json.loads(file.text) == dead
+    assert (await house.call("GET", "/admin/mail?after=x", token=admin)).status == 422
+
+
+async def test_the_settings_in_force_are_shown_without_secrets(house: House, settings: Settings) -> None:
+    answer = await house.call("GET", "/admin/settings", token=await house.admin())
+    shown = {item["setting"]: item["value"] for item in answer.json["items"]}
+    assert (shown["auth.bcrypt_cost"], shown["auth.pepper"]) == (settings.auth.bcrypt_cost, "***")
+    secrets = (settings.auth.pepper, settings.sessions.secret_key, settings.http_api.key, settings.database.url)
+    for secret in secrets:
+        assert secret.get_secret_value() not in answer.text
+
+
 async def test_jobs_are_for_admins(house: House) -> None:
     person, admin = (await house.register()).json["access_token"], await house.admin()
     for method, path in (

@@ -389,6 +389,35 @@ def test_settings_travel_to_a_child_whole() -> None:
     assert from_json(to_json(settings)) == settings
 
 
+def test_settings_are_seen_with_where_they_came_from_and_without_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "wardgate.toml"
+    file.write_text(
+        f"""
+        [client]
+        ping_interval = "10s"
+        allowed_origins = ["https://a.example"]
+        [[client.issuers]]
+        name = "shop"
+        hmac_secret_key = "{SECRET}"
+        """
+    )
+    environ = {**SAFE, "WARDGATE_CLIENT_ALLOWED_ORIGINS": '["https://b.example"]', "WARDGATE_MAIL": '{"product": "X"}'}
+    settings = from_json(to_json(with_values(loading.load(str(file), environ), {"http_server.port": 1})))
+    seen = {path: (value, origin) for path, value, origin in loading.seen(settings)}
+    assert seen["client.ping_interval"] == (10.0, str(file))
+    assert seen["client.allowed_origins"] == (["https://b.example"], "WARDGATE_CLIENT_ALLOWED_ORIGINS")
+    assert seen["database.url"] == ("***", "DATABASE_URL")
+    assert seen["auth.pepper"] == ("***", "WARDGATE_AUTH_PEPPER")
+    assert seen["http_api.key"] == ("", "default")
+    assert seen["auth.roles"] == ({"admin": ["*"]}, "default")
+    assert seen["mail.product"] == ("X", "WARDGATE_MAIL")
+    assert seen["http_server.port"] == (1, "run.py dev")
+    issuers: Any = seen["client.issuers"]
+    assert (issuers[0][0]["name"], issuers[0][0]["hmac_secret_key"], issuers[1]) == ("shop", "***", str(file))
+    assert SECRET not in json.dumps(seen)
+    assert set(seen) == {path for path, option in loading.options().items() if not (option.table or option.item)}
+
+
 def test_values_can_be_laid_over_by_path() -> None:
     settings = with_values(Settings(), {"http_server.port": 1234, "client.allowed_origins": ["http://localhost:1"]})
     assert (settings.http_server.port, settings.client.allowed_origins) == (1234, ["http://localhost:1"])

@@ -20,7 +20,7 @@ POST /auth/login/factor /auth/step-up /auth/totp /auth/totp/confirm
 GET /auth/factors
 DELETE /auth/totp
 POST /auth/email /auth/email/confirm /admin/webhooks /admin/webhooks/{id}/test /admin/jobs/{id}/retry
-GET /admin/jobs /admin/webhooks /admin/keys /admin/service-accounts /admin/signing-keys
+GET /admin/jobs /admin/webhooks /admin/keys /admin/service-accounts /admin/signing-keys /admin/settings /admin/mail
 POST /admin/keys /admin/keys/{id}/rotation /admin/service-accounts /admin/signing-keys/rotation
 PATCH /admin/keys/{id} /admin/service-accounts/{name}
 DELETE /admin/keys/{id}
