@@ -479,7 +479,7 @@ def with_values(settings: S, values: Mapping[str, Any]) -> S:
         node[name] = value
     made = type(settings).model_validate(tree)
     if isinstance(settings, Settings):
-        from_here(made, settings.origins | dict.fromkeys(values, "run.py dev"))
+        from_here(made, {**settings.origins, **dict.fromkeys(values, "run.py dev")})
     return made
 
 
