@@ -1,9 +1,11 @@
-"""What stands between a right password and the second factor: a sealed token, and no session.
+"""What stands between a right password and the second factor: a sealed token, and no session. And what a passkey signs.
 
     challenge = base64url(sealed {id, user, version of the password, address prefix, end})
+    ceremony  = sealed {id, end}, about what it is for and whom it was made for
 
-Whoever holds one has shown the password from that address a few minutes ago, and can do nothing with it but show a
-code. Nothing is stored. Pure, but for the random numbers.
+Whoever holds a challenge has shown the password from that address a few minutes ago, and can do nothing with it but
+show a second factor. A ceremony is what browsers call a challenge: random bytes that come back signed. Nothing is
+stored; that a ceremony was answered is (`passkeys`), so that its answer is good once. Pure, but for the random numbers.
 """
 
 import secrets
@@ -34,11 +36,18 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
     until: float
 
 
+class Ceremony(msgspec.Struct, frozen=True, array_like=True):
+    """`id` is random; `until` is database time."""
+
+    id: bytes
+    until: float
+
+
 class ChallengeOver(Problem):
-    """Too old, from elsewhere, tried too often, or none of ours."""
+    """Too old, from elsewhere, tried too often, answered before, or none of ours."""
 
     def __init__(self) -> None:
-        super().__init__("unauthenticated", "this challenge is over: log in again")
+        super().__init__("unauthenticated", "this challenge is over: begin again")
 
 
 class Challenges:
@@ -46,6 +55,7 @@ class Challenges:
 
     def __init__(self, settings: SessionSettings, *, now: Callable[[], float]) -> None:
         self._sealer = Sealer.of(settings, "challenges")
+        self._ceremonies = Sealer.of(settings, "passkey ceremonies")
         self._now = now
 
     def make(self, user: str, version: int, address: str) -> str:
@@ -65,3 +75,18 @@ class Challenges:
         if challenge.until <= self._now() or challenge.prefix != address_prefix(address):
             raise ChallengeOver
         return challenge
+
+    def begin(self, about: str) -> bytes:
+        """A ceremony for one purpose and one browser, session or challenge, which `about` names."""
+        ceremony = Ceremony(secrets.token_bytes(16), self._now() + GOOD_FOR)
+        return self._ceremonies.seal(msgspec.json.encode(ceremony), about)
+
+    def begun(self, sealed: bytes, about: str) -> Ceremony:
+        """The ceremony that `begin` sealed for the same. ChallengeOver for whatever is not good now."""
+        try:
+            ceremony = msgspec.json.decode(self._ceremonies.open(sealed, about), type=Ceremony)
+        except Unsealable:
+            raise ChallengeOver from None
+        if ceremony.until <= self._now():
+            raise ChallengeOver
+        return ceremony

@@ -16,10 +16,10 @@ import jwt
 import msgspec
 from cyclopts import App, Parameter
 
+from auth import factors, service
 from auth import key_keeping as keeping
 from auth import keys as signing
 from auth import passwords as policy
-from auth import service
 from auth import users as accounts
 from auth.key_routes import service_view
 from auth.key_routes import view as key_view
@@ -38,7 +38,9 @@ from sessions.log import Entry
 from sessions.model import Reading
 from sessions.service import new_session
 
-users = App(name="users", help="Create, list, disable and enable accounts; set roles and passwords.")
+users = App(
+    name="users", help="Create, list, disable and enable accounts; set roles and passwords; remove lost factors."
+)
 keys = App(name="keys", help="List, rotate and retire signing keys; create, list and revoke API keys.")
 keys_api = App(name="api", help="API keys of backends.")
 keys.command(keys_api)
@@ -163,6 +165,18 @@ async def set_password(user: Who, *, password_stdin: Stdin = False, common: Comm
         {"id": account.user.id, "sessions_ended": ended, **({} if password_stdin else {"password": password})},
         as_json=common.json,
     )
+
+
+@users.command(name="lost-factors")
+async def lost_factors(user: Who, *, reason: Reason = "removed by an operator", common: Common = COMMON) -> None:
+    """Remove every second factor of who has lost them: their sessions end, and the password alone logs in."""
+    _check_reason(reason)
+    async with database(common) as (settings, pool), pool.acquire() as connection, _ledger(connection) as ledger:
+        id = (await _account(connection, user)).user.id
+        await store.subject(connection, id, lock=True)
+        at = await store.database_now(connection)
+        await factors.remove_all(ledger, settings.mail, id, reason, actor=ACTOR, at=at)
+    show({"id": id}, as_json=common.json)
 
 
 async def ensure_admin(pool: Pool, settings: Settings, email: str, password: str) -> str:

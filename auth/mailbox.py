@@ -11,13 +11,13 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from auth import letters, one_time, users
+from auth import letters, one_time, passkeys, users
 from auth import passwords as policy
+from auth.freshness import Freshness
 from auth.letters import Order, Token
 from auth.passwords import Passwords
 from auth.service import Client, end_logins, guest_of, registrable, take_over
 from auth.throttle import Throttle
-from auth.totp import Freshness
 from auth.users import Account
 from config.database import Connection, Pool
 from config.http import Problem, address_prefix, invalid
@@ -337,6 +337,7 @@ class Mailboxes:
 
     async def _tidy(self, _job: Job) -> None:
         await one_time.tidy(self._pool)
+        await passkeys.tidy(self._pool)
         await self._pool.execute(_TIDY_REGISTRATIONS, VERIFY_FOR)
         await self._pool.execute(_TIDY_CHANGES, CHANGE_FOR)
 

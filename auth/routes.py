@@ -5,6 +5,7 @@ What a deed does stands in `service`, who may ask in `identity`. A person's own 
 """
 
 import contextlib
+import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -12,25 +13,28 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
-from auth import letters, users
+from auth import letters, passkeys, users
 from auth.admin import OperatorRoutes
 from auth.api_keys import ApiKeys
-from auth.challenges import Challenges
+from auth.challenges import GOOD_FOR, Challenges
 from auth.devices import KNOWN_FOR, DeviceCookies
 from auth.external import ExternalTokens
-from auth.factor_routes import Code, FactorRoutes
+from auth.factor_routes import FactorRoutes, MaybeCode
 from auth.factors import Factors
+from auth.freshness import Freshness
 from auth.identity import READING, Identity
 from auth.key_routes import KeyRoutes
 from auth.keys import Keys, key_sealer
 from auth.mailbox import Mailboxes
 from auth.mailbox_routes import MailboxRoutes, Text, who_asks
+from auth.passkeys import Passkeys
 from auth.passwords import Passwords
 from auth.service import NO_BAN, Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
-from auth.totp import Codes, Freshness
+from auth.totp import Codes
 from auth.users import User
+from auth.webauthn_json import Assertion, RequestOptions
 from config.clock import Clock
 from config.database import Pool
 from config.http import (
@@ -96,11 +100,32 @@ class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FinishLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`challenge` of `second_factor_required`; `code` of the app, or a recovery code. `mode`, `remember` as in a login:
-    what counts is what is said here."""
+    """`challenge` of `second_factor_required`; `code` of the app, or a recovery code, or a `passkey`'s answer to
+    /auth/login/factor/options. `mode`, `remember` as in a login: what counts is what is said here."""
 
     challenge: Text
-    code: Code
+    code: MaybeCode = ""
+    passkey: Assertion | None = None
+    mode: Mode = "cookie"
+    remember: bool = True
+
+
+class FactorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`challenge` of `second_factor_required`."""
+
+    challenge: Text
+
+
+class PasskeyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode` as in the login that follows; "cookie" sets one that names the browser."""
+
+    mode: Mode = "cookie"
+
+
+class PasskeyLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`credential`: the browser's answer to /auth/passkeys/login/options. `mode` as there, `remember` as in a login."""
+
+    credential: Assertion
     mode: Mode = "cookie"
     remember: bool = True
 
@@ -295,6 +320,43 @@ class AccountRoutes:
             ),
             Route(
                 "POST",
+                "/auth/login/factor/options",
+                self.factor_options,
+                "What navigator.credentials.get is asked for, to finish a login with a passkey",
+                body=FactorOptions,
+                result=RequestOptions,
+                errors=("forbidden", "unauthenticated"),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/passkeys/login/options",
+                self.passkey_options,
+                "What navigator.credentials.get is asked for, to log in with a passkey alone",
+                body=PasskeyOptions,
+                result=RequestOptions,
+                errors=("cross_site", "forbidden"),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
+                "/auth/passkeys/login",
+                self.passkey_login,
+                "A new session, by a passkey alone: it has seen two factors",
+                body=PasskeyLogIn,
+                result=LoggedInView,
+                errors=(
+                    "cross_site",
+                    "forbidden",
+                    "unauthenticated",
+                    "invalid_credentials",
+                    "too_many_attempts",
+                    "busy",
+                ),
+                tag="accounts",
+            ),
+            Route(
+                "POST",
                 "/auth/token",
                 self.token,
                 "An access token for a page with a session cookie",
@@ -390,9 +452,35 @@ class AccountRoutes:
 
     async def finish_login(self, call: Call[FinishLogIn, Nothing]) -> LoggedInView:
         body = call.body
+        if bool(body.code) == (body.passkey is not None):
+            raise invalid("code", "either a code or a passkey")
         client = await self._who_logs_in(call, body.mode, body.remember)
-        done = await self._people.finish_login(body.challenge, body.code, body.mode, client)
+        done = await self._people.finish_login(body.challenge, body.code, body.passkey, body.mode, client)
         return await self._logged_in(call, done)
+
+    async def factor_options(self, call: Call[FactorOptions, Nothing]) -> RequestOptions:
+        return await self._people.passkey_to_finish(call.body.challenge, who_asks(call))
+
+    async def passkey_options(self, call: Call[PasskeyOptions, Nothing]) -> RequestOptions | web.StreamResponse:
+        request = call.request
+        if call.body.mode == "token":
+            return await self._people.passkey_to_log_in(passkeys.login_from(call.address))
+        require_same_origin(request)
+        browser = cookies.ceremony(request)
+        if not 16 <= len(browser) <= 64:  # one that is named already may have asked in another tab
+            browser = secrets.token_urlsafe(16)
+        answer = reply(await self._people.passkey_to_log_in(passkeys.login_of(browser)))
+        cookies.begin_ceremony(request, answer, browser, int(GOOD_FOR))
+        return answer
+
+    async def passkey_login(self, call: Call[PasskeyLogIn, Nothing]) -> LoggedInView:
+        body = call.body
+        client = await self._who_logs_in(call, body.mode, body.remember)
+        cookie = body.mode == "cookie"
+        about = passkeys.login_of(cookies.ceremony(call.request)) if cookie else passkeys.login_from(call.address)
+        return await self._logged_in(
+            call, await self._people.log_in_by_passkey(body.credential, about, body.mode, client)
+        )
 
     async def _who_logs_in(self, call: Call[Any, Any], mode: Mode, remember: bool) -> Client:
         client = (await self._client(call, mode))._replace(remember=remember)
@@ -593,6 +681,8 @@ class Accounts:
         devices = DeviceCookies(today, previous, now=now)
         mail = settings.mail
         codes, freshness = Codes(settings.sessions, product=mail.product), Freshness(pool, settings.auth, now=now)
+        challenges = Challenges(settings.sessions, now=now)
+        keys = Passkeys(pool, settings.relying_party, settings.sessions, challenges, product=mail.product)
         self.people = Users(
             pool,
             revocations,
@@ -600,13 +690,16 @@ class Accounts:
             self.passwords,
             throttle,
             devices,
-            Challenges(settings.sessions, now=now),
+            challenges,
             codes,
+            keys,
             freshness,
             settings.auth,
             mail,
         )
-        factors = Factors(pool, revocations, sessions, self.passwords, throttle, codes, freshness, mail)
+        factors = Factors(
+            pool, revocations, sessions, self.passwords, throttle, codes, keys, freshness, settings.auth, mail
+        )
         self._factors = FactorRoutes(factors, self.tokens)
         self.identity = Identity(
             sessions,

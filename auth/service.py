@@ -6,20 +6,23 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 
 import asyncio
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
-from auth import letters, users
+from auth import letters, passkeys, users
 from auth import passwords as policy
-from auth.challenges import TRIES, ChallengeOver, Challenges
+from auth.challenges import TRIES, Challenge, ChallengeOver, Challenges
 from auth.devices import DeviceCookies
+from auth.freshness import Freshness
+from auth.passkeys import Passkeys, Used
 from auth.passwords import Passwords
 from auth.throttle import Throttle
-from auth.totp import Codes, Freshness
+from auth.totp import Codes
 from auth.users import Account, User
+from auth.webauthn_json import Assertion, RequestOptions
 from config import scopes as granting
 from config.database import Connection, Pool
 from config.http import Problem, invalid, rfc3339
@@ -36,6 +39,8 @@ from sessions.revocations import Receipt, Revocations, Writing
 from sessions.service import Opened, Sessions
 
 Mode = Literal["cookie", "token"]
+Take = Callable[[Connection], Awaitable[None]]
+"""A second factor is taken, in the transaction of the login; Problem invalid_credentials when it is not good."""
 
 FIRST_VERSION = 1
 """The credential version of a new subject, and of a guest's."""
@@ -98,6 +103,7 @@ class Users:
         devices: DeviceCookies,
         challenges: Challenges,
         codes: Codes,
+        passkeys: Passkeys,
         freshness: Freshness,
         settings: Auth,
         mail: Mail,
@@ -105,6 +111,7 @@ class Users:
         self._pool, self._revocations, self._sessions, self._mail = pool, revocations, sessions, mail
         self._passwords, self._throttle, self._devices, self._settings = passwords, throttle, devices, settings
         self._challenges, self._codes, self._freshness = challenges, codes, freshness
+        self._passkeys = passkeys
         self._failures: dict[str, int] = {}
         self._tasks = Tasks()
 
@@ -194,30 +201,36 @@ class Users:
                     with translated():
                         await users.rehash(self._pool, account.user.id, account.password_hash, rehash)
                 challenge = self._challenges.make(account.user.id, account.credential_version, client.address)
-                raise Problem("second_factor_required", challenge=challenge)
+                raise Problem("second_factor_required", challenge=challenge, factors=account.factors)
             await attempt.succeeded()
             return await self._enter(account, rehash, mode, client, known=attempt.known)
 
-    async def finish_login(self, challenge: str, code: str, mode: Mode, client: Client) -> LoggedIn:
-        """The second half of `log_in`: a code of the second factor, of either kind, to a challenge.
+    async def finish_login(
+        self, challenge: str, code: str, passkey: Assertion | None, mode: Mode, client: Client
+    ) -> LoggedIn:
+        """The second half of `log_in`: a code of the second factor, of either kind, or a passkey, to a challenge.
 
-        Problems: unauthenticated (the challenge is over: too old, from elsewhere, tried too often, or the password or
-        the factor is another by now), invalid_credentials, too_many_attempts.
+        Problems: unauthenticated (the challenge, or the passkey's options, are over: too old, from elsewhere, tried too
+        often, answered before, or the password or the factor is another by now), invalid_credentials,
+        too_many_attempts.
         """
-        self._require_local()
-        asked = self._challenges.read(challenge, client.address)
-        with translated():
-            account = await users.by_id(self._pool, asked.user)
-        if account is None or account.credential_version != asked.version or not account.second_factor:
-            raise ChallengeOver
+        asked, account = await self._challenged(challenge, client)
+        begun = passkey and self._passkeys.begun(passkey, passkeys.factor_for(asked.id))
         device = self._devices.recognise(account.email_key, client.known_by)
-        async with self._throttle.attempt(client.address, account.email_key, device=device) as attempt:
+        async with (
+            self._throttle.attempt(client.address, account.email_key, device=device) as attempt,
+            self._passkeys.watched(client.address),
+        ):
             if not await self._throttle.permits("challenge", asked.id, TRIES):
                 raise ChallengeOver
             try:
                 if not _admits(account.user, known=attempt.known):
                     raise Problem("invalid_credentials")
-                done = await self._enter(account, None, mode, client, known=attempt.known, code=code)
+                if passkey and begun:
+                    take = self._take(await self._passkeys.used(passkey, begun, account.user.id))
+                else:
+                    take = self._spend(account.user.id, code)
+                done = await self._enter(account, None, mode, client, known=attempt.known, take=take)
             except Problem as problem:
                 if problem.code == "invalid_credentials":
                     self._count_failure(account)
@@ -225,10 +238,53 @@ class Users:
             await attempt.succeeded()
             return done
 
+    async def passkey_to_finish(self, challenge: str, client: Client) -> RequestOptions:
+        """What a browser is asked for, to answer `challenge` with a passkey. Problems: unauthenticated, forbidden."""
+        asked, account = await self._challenged(challenge, client)
+        return await self._passkeys.to_use(passkeys.factor_for(asked.id), account.user.id)
+
+    async def _challenged(self, challenge: str, client: Client) -> tuple[Challenge, Account]:
+        self._require_local()
+        asked = self._challenges.read(challenge, client.address)
+        with translated():
+            account = await users.by_id(self._pool, asked.user)
+        if account is None or account.credential_version != asked.version or not account.second_factor:
+            raise ChallengeOver
+        return asked, account
+
+    async def passkey_to_log_in(self, about: str) -> RequestOptions:
+        """What a browser is asked for: any passkey of ours. `about` names the browser (`passkeys.login_of`). Problem
+        forbidden."""
+        self._require_local()
+        return await self._passkeys.to_use(about)
+
+    async def log_in_by_passkey(self, passkey: Assertion, about: str, mode: Mode, client: Client) -> LoggedIn:
+        """A new session for whoever has the passkey, and is verified by its device: two factors at once.
+
+        Unknown, disabled, removed and not good are one answer: `invalid_credentials`. Other problems: unauthenticated
+        (the options are over: too old, another browser's, answered before), too_many_attempts, forbidden.
+        """
+        self._require_local()
+        begun = self._passkeys.begun(passkey, about)
+        async with (
+            self._throttle.attempt(client.address, f"passkey {passkey.id}") as attempt,
+            self._passkeys.watched(client.address),
+        ):
+            used = await self._passkeys.used(passkey, begun)
+            with translated():
+                account = await users.by_id(self._pool, used.subject)
+            if account is None or not account.user.admitted:
+                raise passkeys.refused()
+            known = attempt.known or bool(self._devices.recognise(account.email_key, client.known_by))
+            done = await self._enter(account, None, mode, client, known=known, take=self._take(used))
+            await attempt.succeeded()
+        await self._throttle.know(client.address, account.email_key)
+        return done
+
     async def _enter(
-        self, account: Account, rehash: str | None, mode: Mode, client: Client, *, known: bool, code: str = ""
+        self, account: Account, rehash: str | None, mode: Mode, client: Client, *, known: bool, take: Take | None = None
     ) -> LoggedIn:
-        """Every factor was shown but `code`, which is taken with the login or not at all."""
+        """Every factor was shown but the second, which is taken with the login or not at all."""
         user, aal = account.user, 1
         try:
             with translated():
@@ -236,8 +292,9 @@ class Users:
                 if guest is not None:  # who was nobody is this user now
                     client = client._replace(replaces=guest.sid)
                 async with self._revocations.writing(actor=f"user:{user.id}") as writing:
-                    if code:
-                        await self._spend(writing.connection, user.id, code)
+                    if take is not None:
+                        await store.subject(writing.connection, user.id, lock=True)
+                        await take(writing.connection)
                         aal = 2
                     opened = await self._open(writing, user.id, account.credential_version, mode, client, aal=aal)
                     await users.logged_in(writing.connection, user.id, rehash)
@@ -249,10 +306,18 @@ class Users:
         self._failures.pop(user.id, None)
         return LoggedIn(user, opened, self._devices.make(account.email_key))
 
-    async def _spend(self, connection: Connection, id: str, code: str) -> None:
-        await store.subject(connection, id, lock=True)
-        if await self._codes.spend(connection, id, code, self._revocations.database_now()) is None:
-            raise Problem("invalid_credentials", "this code is not good")
+    def _spend(self, id: str, code: str) -> Take:
+        async def take(connection: Connection) -> None:
+            if await self._codes.spend(connection, id, code, self._revocations.database_now()) is None:
+                raise Problem("invalid_credentials", "this code is not good")
+
+        return take
+
+    def _take(self, used: Used) -> Take:
+        async def take(connection: Connection) -> None:
+            await self._passkeys.take(connection, used)
+
+        return take
 
     async def _open(
         self, writing: Writing, id: str, version: int, mode: Mode, client: Client, *, aal: int = 1
@@ -511,6 +576,12 @@ def checked_roles(roles: Iterable[str]) -> tuple[str, ...]:
     return distinct
 
 
+def require_within(roles: Iterable[str], beyond: Collection[str]) -> None:
+    """Problem forbidden for who acts on a user with one of the roles `beyond` their own rights."""
+    if above := sorted({*roles} & {*beyond}):
+        raise Problem("forbidden", f"the role {above[0]} may what you may not")
+
+
 async def change_user(
     writing: Ledger,
     id: str,
@@ -540,8 +611,7 @@ async def change_user(
         await writing.require_live(sid)
     if before is None:
         raise Problem("not_found")
-    if above := sorted({*before.roles, *(roles or ())} & {*beyond}):
-        raise Problem("forbidden", f"the role {above[0]} may what you may not")
+    require_within({*before.roles, *(roles or ())}, beyond)
     after = await store.change_subject(
         connection, id, active=None if disabled is None else not disabled, roles=roles, banned_until=banned_until
     )

@@ -8,23 +8,18 @@ it is taken again, whichever way a clock steps. Who may do what stands in `facto
 import hmac
 import io
 import secrets
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyotp
 import segno
 import structlog
 
-from config.database import Connection, Pool
-from config.http import Problem
+from config.database import Connection
 from config.sealing import Sealer, Unsealable, derive
-from config.settings import Auth
 from config.settings import Sessions as SessionSettings
-from sessions.errors import translated
 
 log = structlog.get_logger(__name__)
 
-Executor = Connection | Pool
 Factor = Literal["totp", "recovery_code"]
 
 STEP = 30
@@ -43,15 +38,6 @@ class Begun(NamedTuple):
     uri: str
 
 
-class State(NamedTuple):
-    """What a user has, and what the asking session has seen of it. `auth_time` is unix seconds."""
-
-    on: bool
-    recovery_codes: int
-    aal: int
-    auth_time: float
-
-
 class Codes:
     """Makes and takes codes."""
 
@@ -68,13 +54,17 @@ class Codes:
             return None
         return Begun(secret, pyotp.TOTP(secret).provisioning_uri(name=name, issuer_name=self._product))
 
-    async def confirm(self, connection: Connection, subject: str, code: str, now: float) -> list[str] | None:
-        """The first code turns it on; the recovery codes, which are seen this once. None for another code, and where
-        nothing waits for one."""
+    async def confirm(self, connection: Connection, subject: str, code: str, now: float) -> bool:
+        """The first code turns it on. False for another code, and where nothing waits for one."""
         if not await self._take(connection, subject, code, now, waiting=True):
-            return None
-        made = [_recovery_code() for _ in range(RECOVERY_CODES)]
+            return False
         await connection.execute(_CONFIRM, subject)
+        return True
+
+    async def recovery(self, connection: Connection, subject: str) -> list[str]:
+        """New recovery codes, which are seen this once, in place of those before."""
+        made = [_recovery_code() for _ in range(RECOVERY_CODES)]
+        await forget_recovery(connection, subject)
         await connection.execute(_KEEP, subject, [self._hashes(subject, code)[0] for code in made])
         return made
 
@@ -110,25 +100,6 @@ class Codes:
         return [hmac.digest(key, f"{subject} {plain}".encode(), "sha256") for key in self._keys]
 
 
-class Freshness:
-    """Whether a session has shown its factors lately enough for what is sensitive."""
-
-    def __init__(self, pool: Pool, settings: Auth, *, now: Callable[[], float]) -> None:
-        self._pool, self._fresh_for, self._now = pool, settings.fresh_for, now
-
-    async def require(self, id: str, sid: str, *, always: bool = False) -> State:
-        """Problem `step_up_required` where the user has a second factor and the session has not seen it for a while;
-        with `always` a user with a password alone must have shown that."""
-        with translated():
-            seen = await state(self._pool, id, sid)
-        if seen is None:
-            raise Problem("unauthenticated", "there is no such session")
-        stale = self._now() - seen.auth_time > self._fresh_for or (seen.on and seen.aal < 2)
-        if stale and (seen.on or always):
-            raise Problem("step_up_required")
-        return seen
-
-
 def _step_of(secret: str, code: str, now: int, last: int) -> int | None:
     """The step that `code` is of, if it is near `now` and after `last`."""
     app, found = pyotp.TOTP(secret), None
@@ -150,15 +121,14 @@ def qr(uri: str) -> str:
     return out.getvalue().decode()
 
 
-async def remove(connection: Connection, subject: str) -> None:
-    """One factor again; the recovery codes go with it."""
-    await connection.execute("DELETE FROM totp WHERE subject = $1", subject)
+async def forget_recovery(connection: Connection, subject: str) -> None:
+    """No recovery code is good any more."""
+    await connection.execute(_FORGET, subject)
 
 
-async def state(connection: Executor, subject: str, sid: str) -> State | None:
-    """Read now, past every cache. None where the session is not the user's."""
-    record: Any = await connection.fetchrow(_STATE, subject, sid)
-    return None if record is None else State(*record)
+async def remove(connection: Connection, subject: str) -> bool:
+    """False where it was not on. The recovery codes stay: another factor may be on."""
+    return await connection.fetchval(_REMOVE, subject) is not None
 
 
 _BEGIN = """
@@ -171,10 +141,7 @@ SELECT sealed_secret, last_step FROM totp WHERE subject = $1 AND (confirmed_at I
 """
 _TOOK = "UPDATE totp SET last_step = $2, sealed_secret = $3 WHERE subject = $1"
 _CONFIRM = "UPDATE totp SET confirmed_at = clock_timestamp() WHERE subject = $1"
+_REMOVE = "DELETE FROM totp WHERE subject = $1 AND confirmed_at IS NOT NULL RETURNING true"
+_FORGET = "DELETE FROM recovery_codes WHERE subject = $1"
 _KEEP = "INSERT INTO recovery_codes (subject, hash) SELECT $1, unnest($2::bytea[])"
 _USE = "DELETE FROM recovery_codes WHERE subject = $1 AND hash = ANY($2::bytea[]) RETURNING true"
-_STATE = """
-SELECT t.confirmed_at IS NOT NULL, (SELECT count(*) FROM recovery_codes r WHERE r.subject = s.subject)::int,
-    s.aal::int, coalesce(extract(epoch FROM s.auth_time)::float8, 0)
-FROM sessions s LEFT JOIN totp t ON t.subject = s.subject WHERE s.subject = $1 AND s.sid = $2
-"""

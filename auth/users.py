@@ -55,13 +55,17 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Account(NamedTuple):
-    """What a login is checked against."""
+    """What a login is checked against. `factors`: "totp", "passkey", where they are on."""
 
     user: User
     email_key: str
     password_hash: str | None
     credential_version: int
-    second_factor: bool = False
+    factors: tuple[str, ...] = ()
+
+    @property
+    def second_factor(self) -> bool:
+        return bool(self.factors)
 
 
 def new_id() -> str:
@@ -136,7 +140,7 @@ def _account(record: Any) -> Account | None:
         record["email_key"],
         record["password_hash"],
         record["credential_version"],
-        record["second_factor"],
+        tuple(record["factors"]),
     )
 
 
@@ -151,8 +155,11 @@ async def by_id(connection: Executor, id: str) -> Account | None:
 
 
 _ACCOUNT = f"""
-select {_USER}, u.email_key, u.password_hash, s.credential_version, t.confirmed_at is not null as second_factor
-from users u join subjects s on s.id = u.id left join totp t on t.subject = u.id
+select {_USER}, u.email_key, u.password_hash, s.credential_version, array_remove(array[
+        case when exists (select from totp t where t.subject = u.id and t.confirmed_at is not null) then 'totp' end,
+        case when exists (select from passkeys p where p.subject = u.id) then 'passkey' end
+    ], null) as factors
+from users u join subjects s on s.id = u.id
 """  # noqa: S608 - constants of this module
 
 

@@ -239,6 +239,7 @@ def fill(settings: Settings, kept: Secrets, *, port: int, mail: Path | None = No
         "auth.guests_per_address_per_hour": 0,
         "auth.hash_queue": 64,
         "auth.verify_email": False,
+        "auth.passkey_rp_id": "localhost",
         "http_server.shutdown_timeout": 5.0,
         "webhooks.allow_networks": ["127.0.0.0/8"],
         "mail.sender": "Wardgate <no-reply@wardgate.invalid>",

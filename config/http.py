@@ -91,6 +91,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     retry_after: int = 0
     challenge: str = ""
+    factors: tuple[str, ...] = ()
 
 
 class ApiError(Exception):
@@ -99,7 +100,7 @@ class ApiError(Exception):
 
 class Problem(ApiError):
     """A refusal with a stable code. `retry_after` (s) is filled in for 429 and 503; `challenge` is what a login goes on
-    with; `status` is another one than the code's own."""
+    with, by one of `factors`; `status` is another one than the code's own."""
 
     def __init__(
         self,
@@ -110,6 +111,7 @@ class Problem(ApiError):
         reason: str = "",
         retry_after: int = 0,
         challenge: str = "",
+        factors: Iterable[str] = (),
         status: int = 0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -120,7 +122,16 @@ class Problem(ApiError):
             retry_after = max(1, retry_after)
         self.headers = dict(headers or {})
         self.details = ProblemDetails(
-            f"urn:wardgate:problem:{code}", title, status, code, detail, tuple(errors), reason, retry_after, challenge
+            f"urn:wardgate:problem:{code}",
+            title,
+            status,
+            code,
+            detail,
+            tuple(errors),
+            reason,
+            retry_after,
+            challenge,
+            tuple(factors),
         )
 
     @property

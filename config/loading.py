@@ -24,11 +24,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, SecretStr, Vali
 from config import reference
 from config.settings import (
     Settings,
+    domain,
     ecdsa_public_key,
     from_here,
     link,
     network,
     origin,
+    passkey_origin,
     postgres_url,
     redis_url,
     regex,
@@ -422,6 +424,8 @@ _ESCAPED = "in a user or password / ? # @ : % are written as %2F %3F %23 %40 %3A
 _IN_WORDS = {
     seconds: 'a duration like "30s", "10m", "1h30m" or "14d"',
     origin: 'an exact origin like "https://example.org", or "*"',
+    passkey_origin: 'an exact origin like "https://example.org", or "android:apk-key-hash:..."',
+    domain: 'a domain like "example.org" (no scheme, no port, lower case)',
     network: 'an address or a network like "10.0.0.0/8"',
     regex: "a regular expression",
     roles: 'a table of roles, each with its scopes, like support = ["users:read"]',

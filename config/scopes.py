@@ -27,7 +27,7 @@ SCOPES: Final[Mapping[str, str]] = {
     "signing-keys:read": "see the keys that sign access tokens",
     "signing-keys:write": "sign with the next key",
     "users:read": "see accounts",
-    "users:write": "disable, ban and enable users, give and take roles that may no more than oneself",
+    "users:write": "disable, ban, enable users, remove lost factors, give and take roles that may no more than oneself",
     "webhooks:read": "see webhooks",
     "webhooks:write": "make, try, enable and delete webhooks",
 }

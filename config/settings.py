@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from email.utils import formataddr, parseaddr
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -145,6 +145,30 @@ def roles(value: Any) -> Any:
     return {**scopes.DEFAULT_ROLES, **value}
 
 
+def domain(value: str) -> str:
+    """A domain as a browser names the site of an origin: no scheme, no port, no address; or nothing."""
+    if value and not _is_domain(value):
+        raise ValueError('a domain like "example.org" (no scheme, no port, lower case)')
+    return value
+
+
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+
+
+def _is_domain(host: str) -> bool:
+    return bool(_DOMAIN.fullmatch(host)) and len(host) <= 253 and not host.rpartition(".")[2].isdigit()
+
+
+def passkey_origin(value: str) -> str:
+    """An exact Origin, or what Android says of an app."""
+    if re.fullmatch(r"android:apk-key-hash:[A-Za-z0-9_-]{20,100}", value):
+        return value
+    if origin(value) == "*":
+        raise ValueError('an exact origin like "https://example.org", or "android:apk-key-hash:..."')
+    return value
+
+
 def _distinct(what: str, names: Iterator[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -156,6 +180,8 @@ Count = Annotated[int, Field(ge=0)]
 Secret = SecretStr
 Origin = Annotated[str, AfterValidator(origin)]
 Network = Annotated[str, AfterValidator(network)]
+Domain = Annotated[str, AfterValidator(domain)]
+PasskeyOrigin = Annotated[str, AfterValidator(passkey_origin)]
 Regex = Annotated[str, AfterValidator(regex)]
 RsaKey = Annotated[str, AfterValidator(rsa_public_key)]
 EcdsaKey = Annotated[str, AfterValidator(ecdsa_public_key)]
@@ -386,6 +412,8 @@ class Auth(Section):
     fresh_for: Seconds = 900.0
     roles: Roles = {**scopes.DEFAULT_ROLES}
     second_factor_roles: list[str] = []
+    passkey_rp_id: Domain = ""
+    passkey_origins: list[PasskeyOrigin] = []
     guests: bool = False
     guests_per_address_per_hour: Count = 60
 
@@ -424,6 +452,14 @@ class Log(Section):
     format: Literal["json", "console"] = "json"
 
 
+class RelyingParty(NamedTuple):
+    """Whom passkeys are made for (WebAuthn, 4): `id` is a domain, which browsers hold them to; answers that come from
+    elsewhere than `origins` are refused."""
+
+    id: str
+    origins: tuple[str, ...]
+
+
 class Settings(Section):
     """Everything, by section."""
 
@@ -456,6 +492,31 @@ class Settings(Section):
                 f"there is no namespace {wanted!r} in channel.namespaces"
             )
         return self
+
+    @property
+    def relying_party(self) -> RelyingParty | None:
+        """As set; else the host of the first of our origins that can have passkeys, those over https before others, and
+        the origins that belong to it. None: there is no such origin, and no passkeys are made here."""
+        able = [origin for origin in self.auth.passkey_origins or self.client.allowed_origins if _has_passkeys(origin)]
+        able.sort(key=lambda origin: not origin.startswith("https://"))
+        id = self.auth.passkey_rp_id or next(filter(None, map(_host, able)), "")
+        origins = tuple(origin for origin in able if _belongs(origin, id))
+        return RelyingParty(id, origins) if id and origins else None
+
+
+def _host(origin: str) -> str:
+    return urlsplit(origin).hostname or ""
+
+
+def _has_passkeys(origin: str) -> bool:
+    """Whether browsers make passkeys there: in secure contexts, on domains."""
+    host = _host(origin)
+    secure = origin.startswith("https://") or f".{host}".endswith(".localhost")
+    return origin.startswith("android:") or (secure and _is_domain(host))
+
+
+def _belongs(origin: str, rp_id: str) -> bool:
+    return f".{_host(origin)}".endswith(f".{rp_id}") or origin.startswith("android:")
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -544,6 +605,13 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     yield "mail.folder", bool(s.mail.folder), "keeps letters with links that log in: it is for development"
     unlimited = s.auth.local_accounts and s.auth.guests and not s.auth.guests_per_address_per_hour
     yield "auth.guests_per_address_per_hour", unlimited, "0 lets one address make guests without end"
+    elsewhere = [origin for origin in s.auth.passkey_origins if not _has_passkeys(origin)]
+    yield "auth.passkey_origins", bool(elsewhere), f"passkeys need https and a domain: {', '.join(elsewhere)} has none"
+    rp_id = s.auth.passkey_rp_id
+    foreign = [origin for origin in s.auth.passkey_origins if rp_id and not _belongs(origin, rp_id)]
+    yield "auth.passkey_origins", bool(foreign), f"{', '.join(foreign)} does not belong to auth.passkey_rp_id"
+    yield "auth.passkey_rp_id", bool(rp_id) and "." not in rp_id, "is nobody's own domain"
+    yield "auth.passkey_rp_id", bool(rp_id) and s.relying_party is None, "no origin over https belongs to it"
     for path, token in _tokens(s):
         clear = token.jwks_public_endpoint.startswith("http://")
         yield f"{path}.jwks_public_endpoint", clear, "keys that come over plain http can be anyone's: use https"

@@ -3,7 +3,8 @@
 The cookie's value is a secret of 256 bits and nothing else; a login makes a new one, and the one before is dead with
 its session. It goes with the browser's end where the login was not to be remembered. Outside dev its name begins with
 `__Host-`, which browsers accept only from this host, over TLS and for the whole site. Beside it stands, for longer and
-after a logout too, the one by which `auth.devices` knows a device again.
+after a logout too, the one by which `auth.devices` knows a device again, and for minutes the one that a login with a
+passkey is bound to.
 """
 
 from typing import Any
@@ -27,6 +28,7 @@ class CookieStorage(AbstractStorage):
         name = "__Host-wardgate" if secure else "wardgate"
         super().__init__(cookie_name=name, path="/", secure=secure, httponly=True, samesite="Lax")
         self.device_cookie = f"{name}-device"
+        self.ceremony_cookie = f"{name}-ceremony"
         self._sessions = sessions
 
     async def load_session(self, request: web.Request) -> Session:
@@ -52,6 +54,10 @@ class CookieStorage(AbstractStorage):
         self._set(response, self.cookie_name, session.identity, left)
         if _DEVICE in request:
             self._set(response, self.device_cookie, *request[_DEVICE])
+
+    def begin_ceremony(self, response: web.StreamResponse, value: str, max_age: int) -> None:
+        """The answer names the browser, so that what it is asked for now is answered by it and no other."""
+        self._set(response, self.ceremony_cookie, value, max_age)
 
     def _set(self, response: web.StreamResponse, name: str, value: str, max_age: int | None) -> None:
         # A deletion has the same attributes: a browser ignores a `__Host-` cookie without them, even to remove it.
@@ -88,6 +94,15 @@ def device(request: web.Request) -> str:
     """The value of the device's cookie, "" without one."""
     storage = request[aiohttp_session.STORAGE_KEY]
     return request.cookies.get(storage.device_cookie, "")
+
+
+def ceremony(request: web.Request) -> str:
+    """What names the browser of a login with a passkey, "" for one that was asked for none."""
+    return request.cookies.get(request[aiohttp_session.STORAGE_KEY].ceremony_cookie, "")
+
+
+def begin_ceremony(request: web.Request, response: web.StreamResponse, value: str, max_age: int) -> None:
+    request[aiohttp_session.STORAGE_KEY].begin_ceremony(response, value, max_age)
 
 
 async def forget(request: web.Request) -> None:

@@ -38,6 +38,10 @@ Name = Literal[
     "new_device",
     "second_factor_on",
     "second_factor_off",
+    "passkey_added",
+    "passkey_removed",
+    "recovery_codes",
+    "factors_removed",
     "token_reuse",
 ]
 FOLDER = Path(__file__).parent

@@ -16,6 +16,7 @@ from auth.commands import ensure_admin
 from config import commands as shared
 from config.settings import Settings, with_values
 from sessions.model import Kind
+from tests.auth.authenticator import Authenticator
 from tests.auth.conftest import PASSWORD, House
 
 Run = Callable[..., Awaitable[tuple[int, Any, str]]]
@@ -126,6 +127,21 @@ async def test_roles_and_passwords_from_the_command_line(run: Run, house: House)
     assert (await house.login(password=shown["password"])).status == 200
     actors = {row["actor"] for row in await house.pool.fetch("select actor from audit where action like 'user.%'")}
     assert actors >= {"cli"}
+
+
+async def test_lost_factors_from_the_command_line(run: Run, house: House) -> None:
+    token = (await house.register()).json["access_token"]
+    options = await house.call("POST", "/auth/passkeys/options", {}, token=token)
+    body = {"name": "phone", "credential": Authenticator().create(options.json)}
+    added = await house.call("POST", "/auth/passkeys", body, token=token)
+    assert added.status == 201, added.text
+    assert (await house.login()).code == "second_factor_required"
+    assert (await run("users", "lost-factors", "alice@example.org", "--reason", "x" * 65))[0] == 2
+    code, shown, _ = await run("users", "lost-factors", "alice@example.org", "--reason", "phone lost", "--json")
+    assert (code, set(shown)) == (0, {"id"})
+    assert (await house.login()).status == 200
+    code, _, err = await run("users", "lost-factors", "alice@example.org")
+    assert (code, "no such user with a second factor" in err) == (1, True)
 
 
 async def test_signing_keys_from_the_command_line(run: Run, house: House, settings: Settings) -> None:

@@ -93,7 +93,7 @@ class Alice:
     async def challenge(self, **more: Any) -> str:
         answer = await self.house.login(ALICE, **more)
         assert (answer.status, answer.code) == (401, "second_factor_required"), answer.text
-        assert set(answer.json) == {"type", "title", "status", "code", "challenge"}
+        assert set(answer.json) == {"type", "title", "status", "code", "challenge", "factors"}
         assert not answer.cookies
         return str(answer.json["challenge"])
 

@@ -356,6 +356,9 @@ def test_safe_settings_load_outside_development() -> None:
         ("WARDGATE_HTTP_API_INSECURE", "true", "http_api.insecure"),
         ("WARDGATE_CLIENT_INSECURE", "true", "client.insecure"),
         ("WARDGATE_CLIENT_ALLOWED_ORIGINS", '["*"]', "client.allowed_origins"),
+        ("WARDGATE_AUTH_PASSKEY_RP_ID", "example.org", "auth.passkey_rp_id"),
+        ("WARDGATE_AUTH_PASSKEY_ORIGINS", '["http://example.org"]', "auth.passkey_origins"),
+        ("WARDGATE_AUTH_PASSKEY_ORIGINS", '["https://192.0.2.1"]', "auth.passkey_origins"),
         ("WARDGATE_CLIENT_TOKEN_HMAC_SECRET_KEY", "short", "client.token.hmac_secret_key"),
         (
             "WARDGATE_CLIENT_ISSUERS",

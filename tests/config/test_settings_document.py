@@ -22,6 +22,8 @@ TYPES = {
     'a table of roles, each with its scopes, like support = ["users:read"]': "table",
     'an array, each item an address or a network like "10.0.0.0/8"': "array of networks",
     'an array, each item an exact origin like "https://example.org", or "*"': "array of origins",
+    'an array, each item an exact origin like "https://example.org", or "android:apk-key-hash:..."': "array of origins",
+    'a domain like "example.org" (no scheme, no port, lower case)': "domain",
     'an address like "Example <no-reply@example.org>"': "mail address",
     'a link like "https://example.org/reset#{token}"': "link with `{token}`",
     "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----": "public key",

@@ -17,8 +17,11 @@ DELETE /auth/sessions /auth/sessions/{sid}
 PATCH /admin/users/{id}
 POST /auth/guest /auth/verify-email /auth/verify-email/resend /auth/password/forgot /auth/password/reset
 POST /auth/login/factor /auth/step-up /auth/totp /auth/totp/confirm
-GET /auth/factors
-DELETE /auth/totp
+POST /auth/login/factor/options /auth/step-up/options /auth/recovery-codes
+POST /auth/passkeys /auth/passkeys/options /auth/passkeys/login /auth/passkeys/login/options
+GET /auth/factors /auth/passkeys
+PATCH /auth/passkeys/{id}
+DELETE /auth/totp /auth/passkeys/{id} /admin/users/{id}/factors
 POST /auth/email /auth/email/confirm /admin/webhooks /admin/webhooks/{id}/test /admin/jobs/{id}/retry
 GET /admin/jobs /admin/webhooks /admin/keys /admin/service-accounts /admin/signing-keys /admin/settings /admin/mail
 POST /admin/keys /admin/keys/{id}/rotation /admin/service-accounts /admin/signing-keys/rotation
