@@ -287,7 +287,7 @@ class Methods:
         return {}
 
     async def disconnect(self, request: DisconnectRequest) -> Result:
-        close = request.disconnect
+        close = request.disconnect if request.disconnect and request.disconnect.code else None
         if close is not None and not (3000 <= close.code <= 4999 and len(close.reason.encode()) <= 123):
             raise MethodError(ErrorCode.BAD_REQUEST)
         await self._node.disconnect(
@@ -341,6 +341,8 @@ class Methods:
         return {"nodes": await self._node.info()}
 
     async def rpc(self, request: RpcRequest) -> Result:
+        if not request.method:
+            raise MethodError(ErrorCode.BAD_REQUEST)
         return _put({}, "data", await self._node.rpc(request.method, bytes(request.params)))
 
 

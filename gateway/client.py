@@ -383,6 +383,8 @@ class Client:
         channel = channels.client(request.channel)
         _allow(may_history(channel, self.user, channel.name in self.subs))
         self._assure(channel)
+        if request.reverse and request.since is not None and request.since.offset == 0:
+            raise Refused(ErrorCode.BAD_REQUEST)  # there is nothing before the beginning
         most = settings.history_max_publication_limit
         limit = request.limit
         if most and (limit < 0 or limit > most):

@@ -345,6 +345,8 @@ class Node:
         found = self._server_channel(channel)
         if not found.history:
             raise NodeError(ErrorCode.NOT_AVAILABLE)
+        if reverse and since is not None and since[0] == 0:
+            raise NodeError(ErrorCode.BAD_REQUEST)  # there is nothing before the beginning
         try:
             return await self._history.read(
                 channel,

@@ -127,3 +127,24 @@ async def test_what_the_server_api_refuses_with_was_not_described(world: World) 
     not_json = await api(world, "publish", b"{")
     assert (without_key.status, not_json.status) == (401, 400)
     assert {"200", "400", "401", "413", "415", "503"} <= described.keys()
+
+
+async def test_history_before_the_beginning_was_an_empty_page(world: World) -> None:
+    """As the reference answers: 107, to a backend and to a client."""
+    asked = {"channel": "chat:before", "limit": 5, "since": {"offset": 0, "epoch": ""}, "reverse": True}
+    assert (await world.api("history", asked))["error"]["code"] == 107
+    assert "result" in await world.api("history", {**asked, "reverse": False})
+    client = await world.socket((await world.register()).access)
+    await client.command(subscribe={"channel": "chat:before"})
+    assert (await client.command(history=asked))["error"]["code"] == 107
+    assert "history" in await client.command(history={**asked, "reverse": False})
+
+
+async def test_what_a_backend_left_out_was_refused_or_called_unknown(world: World) -> None:
+    """An empty `disconnect` is the usual one; an RPC without a method is a bad request and not an unknown one."""
+    person = await world.register()
+    client = await world.socket(person.access)
+    assert await world.api("disconnect", {"user": person.id, "disconnect": {}}) == {"result": {}}
+    assert (await client.closed(), client.reason) == (3503, "force disconnect")
+    assert (await world.api("rpc", {}))["error"]["code"] == 107
+    assert (await world.api("rpc", {"method": "nobody"}))["error"]["code"] == 104
