@@ -74,6 +74,8 @@ class Operation:
                 return self.example(schema[several][0], name)
         if "enum" in schema:
             return schema["enum"][0]
+        if schema.get("format") == "date-time":
+            return "2040-01-01T00:00:00Z"
         match schema.get("type"):
             case "object":
                 return {n: self.example(s, n) for n, s in schema.get("properties", {}).items()}
