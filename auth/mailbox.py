@@ -20,7 +20,7 @@ from auth.service import Client, end_logins, guest_of, registrable, take_over
 from auth.throttle import Throttle
 from auth.users import Account
 from config.database import Connection, Pool
-from config.http import Problem, address_prefix, invalid
+from config.http import Problem, invalid
 from config.jobs import GiveUp, Job, Jobs, Kind, enqueue
 from config.settings import Auth, Mail
 from sessions import audit, model, store
@@ -96,7 +96,7 @@ class Mailboxes:
         self._require_mail()
         if not users.is_email(email):
             raise invalid("email", "an e-mail address")
-        await self._throttle.some("letters by", address_prefix(client.address), ASKED_PER_HOUR)
+        await self._throttle.make("letters", client.address, ASKED_PER_HOUR)
         async with transaction(self._pool) as connection:
             await self._enqueue(connection, Asked(wish, email, self._language(client)))
         self._jobs.wake()

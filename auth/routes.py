@@ -676,7 +676,13 @@ class Accounts:
         self._operators = OperatorRoutes(pool, settings)
         self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
         self.passwords = Passwords(settings.auth)
-        throttle = Throttle(pipe, prefix=settings.redis.prefix, secret=secret.encode(), clock=clock)
+        throttle = Throttle(
+            pipe,
+            prefix=settings.redis.prefix,
+            secret=secret.encode(),
+            clock=clock,
+            allow=settings.auth.rate_limit_allow,
+        )
         today, *previous = settings.sessions.secrets
         devices = DeviceCookies(today, previous, now=now)
         mail = settings.mail

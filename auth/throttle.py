@@ -10,6 +10,9 @@ A device that is proven to be the account's (`devices`; for a change of password
 itself alone, like an account from one address: neither a crowd elsewhere nor strangers behind the same address hold its
 owner back.
 
+Only what an address has left is told, in the RateLimit fields of the answer: what an account has left would tell of it.
+Addresses that the operator lets go free (`auth.rate_limit_allow`) are asked for their accounts alone.
+
 A success gives back what the attempt took and clears the account's counter for the address or device. In Redis stand
 only keyed hashes of addresses and accounts. With Redis away each process counts by itself, more strictly, and knows no
 addresses again; devices it does.
@@ -19,16 +22,19 @@ parallel wrong ones meet what the one before them left.
 """
 
 import asyncio
+import functools
 import hmac
+import ipaddress
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
 
 from config.clock import Clock
-from config.http import Problem, address_prefix
+from config.http import Problem, address_prefix, tell_limit
 from config.redis import Pipe, Script, Unavailable
 from config.sealing import derive
 
@@ -63,6 +69,7 @@ class Names(NamedTuple):
     """The keys of one attempt: address, (account, address), account, and whether that pair is known.
 
     `device`: it comes from a device of the account's; then `pair` is (account, device), and no other is counted in.
+    `free`: the address is not limited.
     """
 
     address: str
@@ -70,10 +77,26 @@ class Names(NamedTuple):
     account: str
     known: str
     device: bool = False
+    free: bool = False
+
+
+class Left(NamedTuple):
+    """What a bucket of `quota` that empties in `window` seconds has left, and in how many seconds all of it is back."""
+
+    quota: int
+    window: float
+    remaining: int
+    reset: float
+
+    @classmethod
+    def of(cls, burst: int, interval: float, spent: float) -> "Left":
+        """`spent`: the seconds until it is empty."""
+        return cls(burst, burst * interval, max(0, math.floor(burst - spent / interval + 1e-6)), spent)
 
 
 class Taken(NamedTuple):
     """What an attempt took beside the pair's, for giving it back; or, when `wait` > 0, how many seconds it is refused.
+    `left`: of the address; None where that is not limited.
 
     What is taken from the account tells who is not known there: neither by the address nor as a device.
     """
@@ -81,6 +104,7 @@ class Taken(NamedTuple):
     wait: float
     from_address: bool = False
     from_account: bool = False
+    left: Left | None = None
 
 
 class Counters(Protocol):
@@ -102,15 +126,17 @@ class Counters(Protocol):
         """Know the pair from now on."""
         ...
 
-    async def take_one(self, name: str, burst: int, interval: float) -> float:
-        """One from a bucket of its own; the seconds to wait, 0 when it was there."""
+    async def take_one(self, name: str, burst: int, interval: float) -> tuple[float, Left]:
+        """One from a bucket of its own; the seconds to wait, 0 when it was there, and what is left."""
         ...
 
 
 class Throttle:
     """The limits of this process, shared through Redis with all others."""
 
-    def __init__(self, pipe: Pipe, *, prefix: str, secret: bytes, clock: Clock) -> None:
+    def __init__(self, pipe: Pipe, *, prefix: str, secret: bytes, clock: Clock, allow: Iterable[str] = ()) -> None:
+        networks = [ipaddress.ip_network(network, strict=False) for network in allow]
+        self._free = functools.lru_cache(8192)(lambda text: _inside(text, networks))
         self._shared = RedisCounters(pipe, SHARED)
         self._local = LocalCounters(LOCAL, now=clock.now)
         self._prefix, self._clock = prefix, clock
@@ -137,29 +163,33 @@ class Throttle:
                     await self._finish(counters.withdraw(names, taken))
                 raise
 
-    async def make(self, what: Literal["register", "guest"], address: str, per_hour: int) -> None:
-        """One account or guest more from `address`; 0 means without limit. Problem `too_many_attempts`."""
-        if per_hour:
-            await self.some(what, address_prefix(address), per_hour)
+    async def make(self, what: Literal["register", "guest", "letters"], address: str, per_hour: int) -> None:
+        """One of these more from `address`; 0 means without limit. Problem `too_many_attempts`."""
+        if per_hour and not self._free(address):
+            wait, left = await self._one(what, address_prefix(address), per_hour)
+            tell_limit(what, *left)
+            if wait:
+                raise _too_many(wait)
 
     async def some(self, what: str, value: str, per_hour: int) -> None:
         """`what` once more for `value`, of which an hour has so many. Problem `too_many_attempts`."""
-        wait = await self._one(what, value, per_hour)
+        wait, _ = await self._one(what, value, per_hour)
         if wait:
             raise _too_many(wait)
 
     async def permits(self, what: str, value: str, per_hour: int) -> bool:
         """The same, answered."""
-        return not await self._one(what, value, per_hour)
+        wait, _ = await self._one(what, value, per_hour)
+        return not wait
 
-    async def _one(self, what: str, value: str, per_hour: int) -> float:
-        """Seconds to wait; 0 when it was counted."""
+    async def _one(self, what: str, value: str, per_hour: int) -> tuple[float, Left]:
+        """Seconds to wait, 0 when it was counted; and what is left."""
         name = self._name(what, value)
-        wait: float = await self._either(
+        taken: tuple[float, Left] = await self._either(
             lambda: self._shared.take_one(name, per_hour, 3600 / per_hour),
             lambda: self._local.take_one(name, max(1, per_hour // 4), 4 * 3600 / per_hour),
         )
-        return wait
+        return taken
 
     async def know(self, address: str, account: str) -> None:
         """`account` was made from `address`: it is known there, as after a login."""
@@ -177,6 +207,8 @@ class Throttle:
             return await self._local.take(names)
 
         taken = await self._either(shared, local)
+        if taken.left is not None:
+            tell_limit("address", *taken.left)
         if taken.wait:
             raise _too_many(taken.wait)
         return counters, taken
@@ -206,12 +238,18 @@ class Throttle:
             self._name("account", account),
             self._name("known", f"{place} {account}"),
             bool(device),
+            bool(device) or self._free(address),
         )
 
     def _name(self, kind: str, value: str) -> str:
         """One hash tag for all, so that one script reaches them on a cluster too; no raw value."""
         digest = hmac.digest(self._key, f"{kind} {value}".encode(), "sha256")
         return f"{self._prefix}:{{throttle}}:{kind}:{digest[:16].hex()}"
+
+
+def _inside(text: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    address = ipaddress.ip_address(text)
+    return any(address in network for network in networks)
 
 
 class Attempt:
@@ -289,22 +327,22 @@ local free, cap, forget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]
 local pair = redis.call('HMGET', KEYS[2], 'count', 'until')
 local count, blocked = tonumber(pair[1] or '0'), tonumber(pair[2] or '0')
 local wait, more, address, account = math.max(0, blocked - now)
-if ARGV[9] == '0' then
+if ARGV[10] == '0' then
     address, more = bucket(KEYS[1], address_burst, address_interval)
     wait = math.max(wait, more)
-    if redis.call('EXISTS', KEYS[4]) == 0 then
-        account, more = bucket(KEYS[3], account_burst, account_interval)
-        wait = math.max(wait, more)
-    end
 end
-if wait > 0 then return {wait, 0, 0} end
+if ARGV[9] == '0' and redis.call('EXISTS', KEYS[4]) == 0 then
+    account, more = bucket(KEYS[3], account_burst, account_interval)
+    wait = math.max(wait, more)
+end
+if wait > 0 then return {wait, 0, 0, address and address - address_interval - now or -1} end
 if address then fill(KEYS[1], address) end
 if account then fill(KEYS[3], account) end
 count = count + 1
 if count >= free then blocked = now + math.min(cap, 1000 * 2 ^ math.min(count - free, 30)) end
 redis.call('HSET', KEYS[2], 'count', count, 'until', string.format('%.0f', blocked))
 redis.call('PEXPIRE', KEYS[2], forget)
-return {0, address and 1 or 0, account and 1 or 0}
+return {0, address and 1 or 0, account and 1 or 0, address and address - now or -1}
 """
 )
 
@@ -336,9 +374,9 @@ _TAKE_ONE = Script(
     + """
 if now > tonumber(ARGV[3]) then return redis.error_reply('LATE') end
 local full, wait = bucket(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
-if wait > 0 then return wait end
+if wait > 0 then return {wait, full - tonumber(ARGV[2]) - now} end
 fill(KEYS[1], full)
-return 0
+return {0, full - now}
 """
 )
 
@@ -351,7 +389,7 @@ class RedisCounters:
 
     async def take(self, names: Names) -> Taken:
         limits = self._limits
-        wait, from_address, from_account = await self._run(
+        wait, from_address, from_account, spent = await self._run(
             _TAKE,
             names[:4],
             limits.address_burst,
@@ -363,8 +401,10 @@ class RedisCounters:
             _ms(limits.forget),
             self._pipe.deadline(),
             int(names.device),
+            int(names.free),
         )
-        return Taken(wait / 1000, bool(from_address), bool(from_account))
+        left = None if names.free else Left.of(limits.address_burst, limits.address_interval, spent / 1000)
+        return Taken(wait / 1000, bool(from_address), bool(from_account), left)
 
     async def succeed(self, names: Names, taken: Taken) -> None:
         await self._run(_SUCCEED, names[:4], *self._back(taken), _ms(self._limits.known))
@@ -375,8 +415,9 @@ class RedisCounters:
     async def know(self, names: Names) -> None:
         await self._pipe.call("SET", names.known, "1", "PX", str(_ms(self._limits.known)))
 
-    async def take_one(self, name: str, burst: int, interval: float) -> float:
-        return int(await self._run(_TAKE_ONE, (name,), burst, _ms(interval), self._pipe.deadline())) / 1000
+    async def take_one(self, name: str, burst: int, interval: float) -> tuple[float, Left]:
+        wait, spent = await self._run(_TAKE_ONE, (name,), burst, _ms(interval), self._pipe.deadline())
+        return wait / 1000, Left.of(burst, interval, spent / 1000)
 
     def _back(self, taken: Taken) -> tuple[int, int, int, int]:
         intervals = _ms(self._limits.address_interval), _ms(self._limits.account_interval)
@@ -402,19 +443,21 @@ class LocalCounters:
         limits, now = self._limits, self._now()
         count, blocked = self._pairs.get(names.pair, (0, 0.0))
         wait, buckets = blocked - now, dict[str, float]()
-        if not names.device:
+        if not names.free:
             buckets[names.address], more = self._bucket(names.address, limits.address_burst, limits.address_interval)
-            buckets[names.account], most = self._bucket(names.account, limits.account_burst, limits.account_interval)
-            wait = max(wait, more, most)
+            wait = max(wait, more)
+        if not names.device:
+            buckets[names.account], more = self._bucket(names.account, limits.account_burst, limits.account_interval)
+            wait = max(wait, more)
         if wait > 0:
-            return Taken(wait)
+            return Taken(wait, left=self._left(names))
         for name, full in buckets.items():
             _keep(self._buckets, name, full)
         count += 1
         if count >= limits.free:
             blocked = now + min(limits.cap, 2.0 ** min(count - limits.free, 30))
         _keep(self._pairs, names.pair, (count, blocked))
-        return Taken(0, from_address=not names.device, from_account=not names.device)
+        return Taken(0, not names.free, not names.device, self._left(names))
 
     async def succeed(self, names: Names, taken: Taken) -> None:
         self._pairs.pop(names.pair, None)
@@ -428,11 +471,19 @@ class LocalCounters:
     async def know(self, names: Names) -> None:
         """No address is known here."""
 
-    async def take_one(self, name: str, burst: int, interval: float) -> float:
+    async def take_one(self, name: str, burst: int, interval: float) -> tuple[float, Left]:
         full, wait = self._bucket(name, burst, interval)
         if not wait:
             _keep(self._buckets, name, full)
-        return wait
+        return wait, self._left_of(name, burst, interval)
+
+    def _left(self, names: Names) -> Left | None:
+        if names.free:
+            return None
+        return self._left_of(names.address, self._limits.address_burst, self._limits.address_interval)
+
+    def _left_of(self, name: str, burst: int, interval: float) -> Left:
+        return Left.of(burst, interval, max(0.0, self._buckets.get(name, 0.0) - self._now()))
 
     def _bucket(self, name: str, burst: int, interval: float) -> tuple[float, float]:
         now = self._now()

@@ -15,9 +15,10 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -92,6 +93,36 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     retry_after: int = 0
     challenge: str = ""
     factors: tuple[str, ...] = ()
+
+
+class _Limit(NamedTuple):
+    """A limit on the caller's address, as the answer tells it."""
+
+    policy: str
+    quota: int
+    window: float
+    remaining: int
+    reset: float
+
+
+_limits: ContextVar[list[_Limit] | None] = ContextVar("limits", default=None)
+
+
+def tell_limit(policy: str, quota: int, window: float, remaining: int, reset: float) -> None:
+    """Have the answer to the request that is under way say how much is left of a limit on its address
+    (draft-ietf-httpapi-ratelimit-headers): `quota` in `window` seconds, `remaining` now, all of it in `reset` seconds.
+    Limits on anything else are not told: they would tell of what they limit."""
+    if (told := _limits.get()) is not None:
+        told.append(_Limit(policy, quota, window, remaining, reset))
+
+
+def _rate_limit_fields(limits: Iterable[_Limit]) -> dict[str, str]:
+    """RFC 9651 lists, one member a policy."""
+    last = {limit.policy: limit for limit in limits}.values()
+    return {
+        "RateLimit-Policy": ", ".join(f'"{one.policy}";q={one.quota};w={math.ceil(one.window)}' for one in last),
+        "RateLimit": ", ".join(f'"{one.policy}";r={one.remaining};t={math.ceil(one.reset)}' for one in last),
+    }
 
 
 class ApiError(Exception):
@@ -300,6 +331,19 @@ def mount(app: web.Application, routes: Sequence[Route], adapter: Adapter | None
 
 def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
+        limits: list[_Limit] = []
+        _limits.set(limits)
+        try:
+            response = await answer(request)
+        except Problem as problem:
+            if limits:
+                problem.headers.update(_rate_limit_fields(limits))
+            raise
+        if limits:
+            response.headers.update(_rate_limit_fields(limits))
+        return response
+
+    async def answer(request: web.Request) -> web.StreamResponse:
         if route.needs_current and not request.app[CURRENT]():
             raise Problem("frozen", retry_after=1)
         caller = await _admit(route, request)

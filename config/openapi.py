@@ -25,6 +25,15 @@ _SECURITY: dict[str, tuple[str, ...]] = {
 """What may speak for who asks; the scope of an admin route stands beside each of them."""
 
 
+_RATE_LIMIT = {
+    name: {
+        "description": f"draft-ietf-httpapi-ratelimit-headers; of the caller's address: {what}",
+        "schema": {"type": "string"},
+    }
+    for name, what in (("RateLimit", "what is left"), ("RateLimit-Policy", "the limit"))
+}
+
+
 def describe(routes: Iterable[Route], *, title: str, version: str, cookie: str) -> dict[str, Any]:
     """An OpenAPI 3.1 document of `routes`; `cookie` is the session cookie's name."""
     routes = sorted(routes, key=lambda r: (r.path, r.method))
@@ -143,6 +152,11 @@ def _responses(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
             status = 403  # of the role, not of this login
         known = responses.setdefault(str(status), {"description": "", "content": problem})
         known["description"] = "; ".join(filter(None, [known["description"], f"`{code}`: {title}"]))
+    if "too_many_attempts" in route.errors:
+        for response in responses.values():
+            response["headers"] = {**_RATE_LIMIT}
+    for busy in {"429", "503"} & set(responses):
+        responses[busy].setdefault("headers", {})["Retry-After"] = {"schema": {"type": "integer"}}
     return responses
 
 

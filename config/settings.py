@@ -410,6 +410,7 @@ class Auth(Section):
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
+    rate_limit_allow: list[Network] = []
     roles: Roles = {**scopes.DEFAULT_ROLES}
     second_factor_roles: list[str] = []
     passkey_rp_id: Domain = ""

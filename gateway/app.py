@@ -461,7 +461,10 @@ def _allow_cross_origin(app: web.Application, origins: frozenset[str]) -> None:
     """
     allowed = {
         origin: aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
-            allow_credentials=origin != "*", expose_headers=("Retry-After",), allow_headers="*", max_age=300
+            allow_credentials=origin != "*",
+            expose_headers=("Retry-After", "RateLimit", "RateLimit-Policy"),
+            allow_headers="*",
+            max_age=300,
         )
         for origin in origins
     }
