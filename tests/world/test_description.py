@@ -57,6 +57,7 @@ async def test_the_readme_names_routes_that_exist(one_worker: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_requests_made_from_the_description_find_nothing_that_it_does_not_say(tmp_path: Path) -> None:
     """schemathesis makes requests, good and bad, for every route, with a key that may all: no answer is a 500, has a
     status or a form that is not described, or takes what the description forbids."""
