@@ -16,7 +16,7 @@ import jwt
 import msgspec
 from cyclopts import App, Parameter
 
-from auth import factors, service
+from auth import erasure, factors, personal_data, service
 from auth import key_keeping as keeping
 from auth import keys as signing
 from auth import passwords as policy
@@ -28,7 +28,7 @@ from auth.tokens import AccessTokens
 from auth.users import Account, User
 from config import scopes
 from config.clock import SystemClock, walltime
-from config.commands import COMMON, Common, database, page_of, settings_for, show
+from config.commands import COMMON, Common, agree, database, page_of, settings_for, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
 from config.http import Problem, rfc3339
@@ -138,6 +138,42 @@ async def ban(
     if wanted > LONGEST_BAN:
         raise Usage("--for is at most 36500d: disable the account instead")
     await _change(user, reason, common, ban=wanted)
+
+
+@users.command(name="erase")
+async def erase_user(
+    user: Who,
+    *,
+    reason: Reason = "erased by an operator",
+    yes: Annotated[bool, Parameter(negative=(), help="Do not ask.")] = False,
+    common: Common = COMMON,
+) -> None:
+    """Delete a user for good: sessions end (4502), and what is known of them goes, out of the audit too."""
+    _check_reason(reason)
+    if not yes:
+        agree(f"{user} cannot be brought back.")
+    async with database(common) as (_, pool):
+        async with pool.acquire() as connection, _ledger(connection) as ledger:
+            id = await _id(connection, user)
+            await store.lock_subjects(connection, [id])
+            await erasure.erase(ledger, id, actor=ACTOR, reason=reason)
+        await erasure.forget(pool, id)
+    show({"id": id, "erased": True}, as_json=common.json)
+
+
+@users.command(name="export")
+async def export_user(user: Who, *, reason: Reason = "exported by an operator", common: Common = COMMON) -> None:
+    """Print all that is kept of a user, as JSON."""
+    _check_reason(reason)
+    async with database(common) as (_, pool):
+        async with pool.acquire() as connection, connection.transaction():
+            id = await _id(connection, user)
+            await audit.append(
+                connection, "user.exported", actor=ACTOR, target=f"user:{id}", personal={"reason": reason}
+            )
+        async for part in personal_data.parts(pool, id):
+            sys.stdout.write(part.decode())
+        sys.stdout.flush()
 
 
 @users.command(name="roles")

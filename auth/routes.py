@@ -18,6 +18,7 @@ from auth.admin import OperatorRoutes
 from auth.api_keys import ApiKeys
 from auth.challenges import GOOD_FOR, Challenges
 from auth.devices import KNOWN_FOR, DeviceCookies
+from auth.erasure import Erasure
 from auth.external import ExternalTokens
 from auth.factor_routes import FactorRoutes, MaybeCode
 from auth.factors import Factors
@@ -29,6 +30,7 @@ from auth.mailbox import Mailboxes
 from auth.mailbox_routes import MailboxRoutes, Text, who_asks
 from auth.passkeys import Passkeys
 from auth.passwords import Passwords
+from auth.person_routes import PersonRoutes
 from auth.service import NO_BAN, Client, Held, LoggedIn, Users
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
@@ -728,6 +730,8 @@ class Accounts:
             self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
         mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, freshness, self.jobs, settings.auth, mail)
         self._mailboxes = MailboxRoutes(mailboxes)
+        erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs)
+        self._persons = PersonRoutes(pool, revocations, erasure, throttle, freshness, settings.auth)
         self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, settings)
         self.cookies = CookieStorage(sessions, secure=secure)
 
@@ -750,6 +754,7 @@ class Accounts:
     def mount(self, app: web.Application) -> None:
         """Serve what is about accounts, sessions and revocations."""
         mount(app, self._factors.routes())
+        mount(app, self._persons.routes())
         for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs, self._webhooks):
             mount(app, room.routes())
         mount(app, [*self._keys.routes(), *self._operators.routes()])

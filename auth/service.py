@@ -430,7 +430,7 @@ class Users:
                     target=f"user:{id}",
                     sid=sid,
                     address=client.address,
-                    detail={"fields": [name for name in after if after[name] != before[name]]},
+                    personal={"before": before, "after": after},
                 )
         return msgspec.structs.replace(account.user, **after)
 
@@ -629,10 +629,10 @@ async def change_user(
     if _ban(before, now) != _ban(after, now):
         action: audit.Action = "user.unbanned" if _ban(after, now) is None else "user.banned"
         bans = {"before": {"banned_until": _ban(before, now)}, "after": {"banned_until": _ban(after, now)}}
-        await audit.append(connection, action, **told, detail={"reason": reason, **bans})
+        await audit.append(connection, action, **told, detail=bans, personal={"reason": reason})
     if banned_until is None or disabled is not None or roles is not None:
         changes = {"before": _standing(before), "after": _standing(after)}
-        await audit.append(connection, "user.changed", **told, detail={"reason": reason, **changes})
+        await audit.append(connection, "user.changed", **told, detail=changes, personal={"reason": reason})
 
 
 def _ban(subject: Subject, now: float) -> str | None:

@@ -29,6 +29,7 @@ in before, until it is set anew."""
 
 _LOCAL = re.compile(r"[^\s@\"(),:;<>\[\\\]]{1,64}")
 _CURSOR = re.compile(r"\d{1,17}\.u_[a-z2-7]{26}", re.ASCII)
+_ID = re.compile(r"u_[a-z2-7]{26}")
 _NOT_IN_URLS = frozenset(' "<>\\^`{|}')
 _LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
 
@@ -71,6 +72,11 @@ class Account(NamedTuple):
 def new_id() -> str:
     """`u_` and 26 characters of base32: 128 random bits."""
     return "u_" + base64.b32encode(os.urandom(16)).decode().rstrip("=").lower()
+
+
+def is_local(id: str) -> bool:
+    """Whether it is one of ours, an account or a guest, and no other issuer's."""
+    return _ID.fullmatch(id) is not None
 
 
 def email_key(email: str) -> str:
@@ -174,7 +180,7 @@ select s.id, coalesce(u.email, '') as email, coalesce(u.display_name, '') as dis
     extract(epoch from coalesce(u.created_at, s.created_at))::float8 as created_at, s.state = 'active' as active,
     coalesce(u.failures, 0) as failures, extract(epoch from u.last_login_at)::float8 as last_login_at,
     coalesce(u.avatar_url, '') as avatar_url, {_BANNED}
-from subjects s left join users u on u.id = s.id where s.id = $1
+from subjects s left join users u on u.id = s.id where s.id = $1 and s.erased_at is null
 """  # noqa: S608 - constants of this module
 
 
@@ -241,6 +247,11 @@ async def set_email(connection: Connection, id: str, email: str) -> bool:
 
 
 _SET_EMAIL = "update users set email = $2, email_key = $3, email_verified_at = clock_timestamp() where id = $1"
+
+
+async def delete(connection: Connection, id: str) -> None:
+    """All that is personal stands in this row, and what refers to it goes with it."""
+    await connection.execute("delete from users where id = $1", id)
 
 
 async def add_failures(connection: Connection, counts: Mapping[str, int]) -> list[str]:

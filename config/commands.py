@@ -191,6 +191,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def agree(question: str) -> None:
+    """Usage unless a person agrees."""
+    if not sys.stdin.isatty():
+        raise Usage("nobody can be asked here: say --yes")
+    say(f"{question} Type yes:")
+    if sys.stdin.readline().strip() != "yes":
+        raise Usage("nothing was done")
+
+
 def show(value: Any, *, as_json: bool, columns: Sequence[str] = ()) -> None:
     """Print a result on stdout: JSON on one line, or for people: a table for a list of objects, lines for one object.
 

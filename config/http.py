@@ -14,7 +14,7 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -354,6 +354,8 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         if route.export is not None and form is not None:
             return await _export(route, route.export, call, form)
         result: Any = await route.handler(call)
+        if isinstance(result, web.StreamResponse) and result.prepared:
+            return result
         if route.needs_current and not request.app[CURRENT]():
             # What a GET found is not told; what another method did may be done, and "frozen" would say that it is not.
             raise Problem("frozen" if route.method == "GET" else "outcome_unknown", retry_after=1)
@@ -369,27 +371,41 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
 async def _export(
     route: Route, kind: type[msgspec.Struct], call: Call[Any, Any], form: exports.Form
 ) -> web.StreamResponse:
-    """The list from `after` to its end, page by page: one page in memory, and the caller judged anew for each. What
-    ends early (the session did, the node froze, a server is away) is broken off, so that nobody takes it for whole."""
-    page = await _page_of_export(route, call, call.query.after)
-    name = route.path.rpartition("/")[2]
-    headers = {
-        "Cache-Control": "no-store",
-        "Content-Disposition": f'attachment; filename="{name}.{exports.FORMS[form]}"',
-        "Content-Type": f"{form}; charset=utf-8",
-    }
-    response = web.StreamResponse(headers=headers)
-    await response.prepare(call.request)
-    try:
-        await _send(response, exports.head(form, kind))
+    """The list from `after` to its end, page by page."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        after, before = call.query.after, exports.head(form, kind)
         while True:
-            await _send(response, exports.rows(form, page.items))
+            query = msgspec.structs.replace(call.query, after=after, limit=EXPORT_PAGE)
+            page = await route.handler(replace(call, query=query))
+            yield before + exports.rows(form, page.items)
             if not page.next:
-                break
-            await _admit(route, call.request)
-            page = await _page_of_export(route, call, page.next)
+                return
+            after, before = page.next, b""
+
+    name = route.path.rpartition("/")[2]
+    return await streamed(call, f"{form}; charset=utf-8", f"{name}.{exports.FORMS[form]}", parts())
+
+
+async def streamed(call: Call[Any, Any], form: str, name: str, parts: AsyncIterator[bytes]) -> web.StreamResponse:
+    """A file of the type `form`: one part in memory, and the caller judged anew for each. What ends early (the session
+    did, the node froze, a server is away) is broken off, so that nobody takes it for whole; before the first part it is
+    a problem as any other."""
+    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
+    response = web.StreamResponse(headers={**headers, "Content-Type": form})
+    try:
+        while (part := await anext(parts, None)) is not None:
+            if not call.request.app[CURRENT]():
+                raise Problem("frozen", retry_after=1)
+            if not response.prepared:
+                await response.prepare(call.request)
+            await _send(response, part)
+            await _judge_again(call)
     except (Problem, Unavailable, OSError) as error:
-        log.warning("export_broken_off", path=route.path, who=call.who.name, error=str(error) or type(error).__name__)
+        if not response.prepared:
+            raise
+        path = call.request.path
+        log.warning("export_broken_off", path=path, who=call.who.name, error=str(error) or type(error).__name__)
         if call.request.transport is not None:
             call.request.transport.abort()
         return response
@@ -397,12 +413,11 @@ async def _export(
     return response
 
 
-async def _page_of_export(route: Route, call: Call[Any, Any], after: str) -> Any:
-    query = msgspec.structs.replace(call.query, after=after, limit=EXPORT_PAGE)
-    page = await route.handler(replace(call, query=query))
-    if not call.request.app[CURRENT]():
-        raise Problem("frozen", retry_after=1)
-    return page
+async def _judge_again(call: Call[Any, Any]) -> None:
+    """Whoever asked may still."""
+    caller = await call.request.app[IDENTIFY](call.request)
+    if caller is None or not caller.scopes >= call.who.scopes or (caller.lacks_factor and not call.who.lacks_factor):
+        raise Problem("forbidden", "no longer allowed")
 
 
 async def _send(response: web.StreamResponse, data: bytes) -> None:

@@ -26,8 +26,9 @@ SCOPES: Final[Mapping[str, str]] = {
     "settings": "see the settings in force; secrets are masked",
     "signing-keys:read": "see the keys that sign access tokens",
     "signing-keys:write": "sign with the next key",
+    "users:export": "have all that is kept of a person",
     "users:read": "see accounts",
-    "users:write": "disable, ban, enable users, remove lost factors, give and take roles that may no more than oneself",
+    "users:write": "disable, ban, enable and delete users, remove lost factors, give and take roles within one's own",
     "webhooks:read": "see webhooks",
     "webhooks:write": "make, try, enable and delete webhooks",
 }

@@ -396,7 +396,7 @@ def _key(call: Call[RevocationRequest, Any]) -> Key | None:
 
 def _deed(call: Call[RevocationRequest, Any]) -> Deed:
     body, caller = call.body, call.who
-    detail: dict[str, Any] = {"reason": body.reason}
+    detail: dict[str, Any] = {}
     if body.target.issued_before is not None:
         detail["issued_before"] = body.target.issued_before.isoformat()
     if body.spread_seconds:
@@ -405,6 +405,6 @@ def _deed(call: Call[RevocationRequest, Any]) -> Deed:
         detail["include_self"] = True
     actions: Mapping[str, audit.Action] = {"session": "session.revoked", "user": "user.revoked", "role": "role.revoked"}
     kind, _, _ = body.target.name.partition(":")
-    return Deed(
-        caller.name, actions.get(kind, "everyone.revoked"), body.target.name, caller.sid or "", call.address, detail
-    )
+    action = actions.get(kind, "everyone.revoked")
+    personal = {"reason": body.reason}
+    return Deed(caller.name, action, body.target.name, caller.sid or "", call.address, detail, personal)

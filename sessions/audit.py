@@ -1,11 +1,16 @@
 """Who did what to whom: rows added in the transaction of the deed, read by admins.
 
 Partitioned by month; `make_months` keeps the coming ones ahead, `drop_months` drops those whose time is over. Rows are
-never changed; `chain` seals them.
+never changed; `chain` seals them. What goes when a person is erased (`forget`) is the address, and what somebody wrote
+about them: that stands in a column of its own, `personal`, with a salt, and `detail` has a hash of both.
 """
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from config.database import Connection, Pool
 from sessions.store import whole
@@ -28,6 +33,8 @@ Action = Literal[
     "user.banned",
     "user.unbanned",
     "user.profile_changed",
+    "user.deleted",
+    "user.exported",
     "user.password_changed",
     "user.password_reset",
     "user.password_disabled",
@@ -70,17 +77,64 @@ async def append(
     sid: str = "",
     address: str = "",
     detail: Mapping[str, Any] | None = None,
+    personal: Mapping[str, Any] | None = None,
 ) -> None:
-    """One row, in the caller's transaction. `actor` is Caller.name, "system" or "cli"; `detail` holds no secret."""
-    await connection.execute(_APPEND, action, actor, target, sid, address, dict(detail or {}))
+    """One row, in the caller's transaction. `actor` is Caller.name, "system" or "cli"; `detail` holds no secret and
+    nothing by which a person could be known; `personal` may: what people wrote (text, no numbers), and what was
+    written about them. It is told as a part of `detail`."""
+    await connection.execute(_APPEND, action, actor, target, sid, address, *_apart(detail or {}, personal or {}))
 
 
-async def append_all(connection: Connection, rows: Iterable[tuple[str, str, str, str, str, Mapping[str, Any]]]) -> None:
-    """Many in one go, each as (action, actor, target, sid, address, detail)."""
-    await connection.executemany(_APPEND, rows)
+Row = tuple[str, str, str, str, str, Mapping[str, Any], Mapping[str, Any]]
+"""(action, actor, target, sid, address, detail, personal)"""
 
 
-_APPEND = "INSERT INTO audit (action, actor, target, sid, address, detail) VALUES ($1, $2, $3, $4, $5, $6)"
+async def append_all(connection: Connection, rows: Iterable[Row]) -> None:
+    """Many in one go."""
+    await connection.executemany(_APPEND, [(*row, *_apart(detail, personal)) for *row, detail, personal in rows])
+
+
+_APPEND = """
+INSERT INTO audit (action, actor, target, sid, address, detail, personal) VALUES ($1, $2, $3, $4, $5, $6, $7)
+"""
+
+
+def _apart(detail: Mapping[str, Any], personal: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both as they are kept."""
+    if not personal:
+        return dict(detail), {}
+    salted = {**personal, "salt": secrets.token_hex(16)}
+    return {**detail, "personal": commitment(salted)}, salted
+
+
+def _together(detail: Mapping[str, Any], personal: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is told, with what is left of it."""
+    merged = {**detail, **personal}
+    return {name: value for name, value in merged.items() if name not in ("personal", "salt")} if merged else {}
+
+
+def commitment(salted: Mapping[str, Any]) -> str:
+    """What `detail` keeps of a `personal`: nobody guesses it from that without the salt, which goes with it."""
+    return hashlib.sha256(msgspec.json.encode(salted, order="deterministic")).hexdigest()
+
+
+async def forget(connection: Executor, user: str, sids: Sequence[str], *, limit: int) -> int:
+    """Blank what names a person in up to `limit` rows: addresses that they came from, and what was written about them
+    and their sessions; how many. Why somebody deleted them stays: that is the deleter's."""
+    return int(
+        (await connection.execute(_FORGET, f"user:{user}", [f"session:{sid}" for sid in sids], limit)).split()[-1]
+    )
+
+
+_FORGET = """
+UPDATE audit SET address = CASE WHEN actor = $1 THEN '' ELSE address END,
+    personal = CASE WHEN action <> 'user.deleted' AND (target = $1 OR target = ANY($2)) THEN '{}' ELSE personal END
+WHERE (at, id) IN (
+    (SELECT at, id FROM audit WHERE actor = $1 AND address <> '' LIMIT $3)
+    UNION (SELECT at, id FROM audit WHERE target = $1 AND personal <> '{}' AND action <> 'user.deleted' LIMIT $3)
+    UNION (SELECT at, id FROM audit WHERE target = ANY($2) AND personal <> '{}' LIMIT $3)
+)
+"""
 
 
 async def make_months(connection: Executor) -> None:
@@ -122,7 +176,8 @@ DELETE FROM audit_other WHERE (at, id) IN (
 
 
 class Entry(NamedTuple):
-    """A row as it was written. `at` is unix seconds, `place` where a page can go on after it."""
+    """A row as it was written, `detail` with what is left of `personal`. `at` is unix seconds, `place` where a page can
+    go on after it."""
 
     id: int
     at: float
@@ -177,7 +232,7 @@ async def page(connection: Executor, by: Filter, *, limit: int, after: Place | N
             r["target"],
             r["sid"],
             r["address"],
-            r["detail"],
+            _together(r["detail"], r["personal"]),
             Place(r["at_us"], r["id"]),
         )
         for r in records
@@ -210,5 +265,6 @@ def _page(by: Filter, after: Place | None) -> tuple[str, list[Any]]:
 
 
 _SELECT = """
-SELECT id, (extract(epoch FROM at) * 1000000)::bigint AS at_us, actor, action, target, sid, address, detail
+SELECT id, (extract(epoch FROM at) * 1000000)::bigint AS at_us, actor, action, target, sid, address, detail,
+    personal
 FROM audit"""

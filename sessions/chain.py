@@ -7,7 +7,8 @@ whenever it was committed. A batch holds for each of its rows
     digest = SHA-256(digest of the batch before | number | sealed_at (us) | members)
 
 and its `key`, random and its own, is sealed by sessions.secret_key for this number and digest (`config.sealing`: the
-tag of AES-GCM is the proof). An address may be blanked: the chain needs only its HMAC. When months are pruned, a sealed
+tag of AES-GCM is the proof). An address may be blanked: the chain needs only its HMAC. So may what is `personal`: of
+that `detail` has a hash (`audit.commitment`). When months are pruned, a sealed
 anchor says with which batch the chain begins, and before which time rows may be gone.
 
 What no chain can show by itself is that its end was cut off. Each seal logs the new head; `verify` takes one that was
@@ -84,8 +85,8 @@ class Head(NamedTuple):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What `verify` found. `broken` names the first place; "" when the chain is whole. `blanked`: rows whose address
-    is no longer there."""
+    """What `verify` found. `broken` names the first place; "" when the chain is whole. `blanked`: rows whose address or
+    personal words are no longer there."""
 
     broken: str
     batches: int
@@ -311,8 +312,12 @@ class _Walk:
         address, digest = _digests(key, row, None if row["address"] else member.address)
         if not hmac.compare_digest(digest, member.digest) or address != member.address:
             raise _Broken(f"batch {self.head.number}: {member.name} was changed")
+        committed = msgspec.json.decode(row["detail"]).get("personal") if '"personal"' in row["detail"] else None
+        if row["personal"] and audit.commitment(row["personal"]) != committed:
+            raise _Broken(f"batch {self.head.number}: {member.name} was changed")
+        unsaid = committed is not None and not row["personal"]
         self.rows += 1
-        self.blanked += not row["address"] and member.address != _address(key, "")
+        self.blanked += unsaid or (not row["address"] and member.address != _address(key, ""))
 
     async def _others(self) -> None:
         """Rows that came in by another way."""
@@ -385,7 +390,8 @@ DELETE FROM audit_unsealed WHERE ctid = ANY (ARRAY(SELECT ctid FROM audit_unseal
 RETURNING {_US.format("at")} AS at_us, id
 """  # noqa: S608 - no value is put into the text
 _ROWS = f"""
-SELECT {_US.format("a.at")} AS at_us, a.id, a.actor, a.action, a.target, a.sid, a.address, a.detail::text AS detail
+SELECT {_US.format("a.at")} AS at_us, a.id, a.actor, a.action, a.target, a.sid, a.address, a.detail::text AS detail,
+    a.personal
 FROM unnest($1::bigint[], $2::bigint[]) AS m (at_us, id) JOIN audit a ON a.at = {_AT.format("m.at_us")} AND a.id = m.id
 WHERE a.at >= {_AT.format("$3::bigint")} AND a.at <= {_AT.format("$4::bigint")}
 """  # noqa: S608 - no value is put into the text

@@ -5,7 +5,6 @@ It works on the database directly. Ends go through the revocation log, which run
 second; so nothing else has to be there for a session to end.
 """
 
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import uuid4
@@ -13,7 +12,7 @@ from uuid import uuid4
 import msgspec
 from cyclopts import App, Parameter
 
-from config.commands import COMMON, DONE, Common, database, need, page_of, say, show
+from config.commands import COMMON, DONE, Common, agree, database, need, page_of, say, show
 from config.database import Connection
 from config.errors import Failure, Usage
 from config.http import rfc3339
@@ -117,7 +116,7 @@ async def restore(
                 show({**msgspec.to_builtins(found), "refused": found.doubtful}, as_json=True)
             return DONE
         if not yes:
-            _ask(f"End all {found.sessions} live sessions?" if revoke_all else "Go on as if nothing was lost?")
+            agree(f"End all {found.sessions} live sessions?" if revoke_all else "Go on as if nothing was lost?")
         receipt, ended = "", 0
         if revoke_all:
             committed = await restoring.revoke_all(connection, reason=reason, message=message)
@@ -144,15 +143,6 @@ def _tell(found: restoring.Survey) -> None:
     )
 
 
-def _ask(question: str) -> None:
-    """Usage unless a person agrees."""
-    if not sys.stdin.isatty():
-        raise Usage("nobody can be asked here: say --yes")
-    say(f"{question} Type yes:")
-    if sys.stdin.readline().strip() != "yes":
-        raise Usage("nothing was done")
-
-
 async def _write(connection: Connection, entry: log.Entry) -> int:
     """How many live sessions it ended."""
     receipt = uuid4().hex
@@ -161,7 +151,7 @@ async def _write(connection: Connection, entry: log.Entry) -> int:
         "session.ended" if entry.sid else "session.all_ended",
         actor="cli",
         target=f"session:{entry.sid}" if entry.sid else f"user:{entry.subject}",
-        detail={"reason": entry.reason, "message": entry.message},
+        personal={"reason": entry.reason, "message": entry.message},
     )
     written = await log.write(connection, [log.Group(receipt, [entry.draft(receipt)], actor="cli")])
     return sum(committed.sessions for committed in written.receipts)

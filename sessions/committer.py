@@ -46,6 +46,7 @@ class Deed(msgspec.Struct, frozen=True):
     sid: str = ""
     address: str = ""
     detail: dict[str, Any] = {}
+    personal: dict[str, Any] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -202,9 +203,9 @@ async def record(connection: Connection, deeds: Sequence[tuple[Deed, str]]) -> N
     await audit.append_all(
         connection,
         [
-            (deed.action, deed.actor, deed.target, deed.sid, deed.address, {**deed.detail, "receipt": receipt})
-            for deed, receipt in deeds
-            if deed.action
+            (d.action, d.actor, d.target, d.sid, d.address, {**d.detail, "receipt": receipt}, d.personal)
+            for d, receipt in deeds
+            if d.action
         ],
     )
 

@@ -16,6 +16,7 @@ from config.commands import COMMON, Common, database, page_of, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
 from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from config.logging import scrub
 from sessions import audit
 from sessions.errors import translated
 from sessions.revocations import Revocations
@@ -83,7 +84,7 @@ async def drop(connection: Connection, id: str, deed: Deed) -> bool:
 async def _changed(connection: Connection, action: audit.Action, job: queue.Found | None, deed: Deed) -> bool:
     if job is None:
         return False
-    detail = {"kind": job.kind, "attempts": job.attempts, "error": job.error}
+    detail = {"kind": job.kind, "attempts": job.attempts, "error": scrub(job.error)}
     target = f"job:{job.id}"
     await audit.append(
         connection, action, actor=deed.actor, target=target, sid=deed.sid, address=deed.address, detail=detail

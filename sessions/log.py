@@ -14,11 +14,13 @@ import asyncpg
 import msgspec
 import structlog
 
-from config.database import Connection
+from config.database import Connection, Pool
 from sessions.lease import READER_VERSION, Unreadable
 from sessions.model import ERA, REVOKED, Kind, Position, Row
 
 log = structlog.get_logger(__name__)
+
+Executor = Connection | Pool
 
 NO_ID = "0" * 32
 
@@ -373,6 +375,17 @@ async def put_back(connection: Connection, rows: Sequence[Row]) -> Written:
     for row in rows:
         groups.setdefault(row.receipt, Group(row.receipt, [], actor="system")).drafts.append(row)
     return await write(connection, list(groups.values()))
+
+
+async def forget(connection: Executor, subject: str, sids: Sequence[str]) -> None:
+    """Blank what was written about a person whose account was deleted: why a user or a session was ended, in words."""
+    await connection.execute(_FORGET, subject, sids)
+
+
+_FORGET = """
+UPDATE revocation_log SET reason = '', message = ''
+WHERE (subject = $1 OR sid = ANY($2)) AND (reason <> '' OR message <> '') AND reason <> 'account_deleted'
+"""
 
 
 async def rows_after(connection: Connection, seq: int) -> list[Row]:

@@ -20,8 +20,8 @@ Executor = Connection | Pool
 
 
 async def subject(connection: Executor, id: str, *, lock: bool = False) -> Subject | None:
-    """The subject; with `lock` its row is held until the transaction's end (FOR NO KEY UPDATE: inserts that only refer
-    to it go on)."""
+    """The subject, unless it was erased; with `lock` its row is held until the transaction's end (FOR NO KEY UPDATE:
+    inserts that only refer to it go on)."""
     record = await connection.fetchrow(_SUBJECT + ("FOR NO KEY UPDATE" if lock else ""), id)
     return None if record is None else _subject(record)
 
@@ -29,7 +29,7 @@ async def subject(connection: Executor, id: str, *, lock: bool = False) -> Subje
 _SUBJECT = """
 SELECT id, state = 'active' AS active, credential_version, roles,
     extract(epoch FROM banned_until)::float8 AS banned_until
-FROM subjects WHERE id = $1
+FROM subjects WHERE id = $1 AND erased_at IS NULL
 """
 
 
@@ -44,6 +44,30 @@ _LOCK_SUBJECTS = "SELECT FROM subjects WHERE id = ANY($1::text[]) ORDER BY id FO
 async def create_subject(connection: Executor, id: str, roles: Iterable[str] = (), *, guest: bool = False) -> None:
     """A new active subject with credential version 1."""
     await connection.execute("INSERT INTO subjects (id, roles, guest) VALUES ($1, $2, $3)", id, list(roles), guest)
+
+
+async def erase_subject(connection: Connection, id: str, *, known_elsewhere: bool) -> None:
+    """Nobody comes in as this locked subject again, unless another issuer names it. Its id stays, so that what is over
+    stays over and no other has it; what its sessions knew of devices and addresses goes, and why they ended."""
+    await connection.execute(_ERASE_SUBJECT, id, known_elsewhere)
+    await connection.execute(_BLANK_SESSIONS, id)
+
+
+_ERASE_SUBJECT = """
+UPDATE subjects SET roles = '{}', guest = false, revoked_reason = '', revoked_message = '',
+    state = CASE WHEN $2 THEN state ELSE 'disabled' END, erased_at = CASE WHEN $2 THEN NULL ELSE clock_timestamp() END
+WHERE id = $1
+"""
+_BLANK_SESSIONS = """
+WITH all_of AS (SELECT sid FROM sessions WHERE subject = $1 ORDER BY sid FOR NO KEY UPDATE)
+UPDATE sessions SET device = '', address = '', refresh_client = NULL, ended_reason = '', ended_message = ''
+WHERE sid IN (SELECT sid FROM all_of)
+"""
+
+
+async def sids_of(connection: Executor, subject: str) -> list[str]:
+    """Of every session that is kept, live or over."""
+    return [record["sid"] for record in await connection.fetch("SELECT sid FROM sessions WHERE subject = $1", subject)]
 
 
 async def is_guest(connection: Executor, id: str) -> bool:

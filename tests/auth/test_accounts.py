@@ -545,8 +545,9 @@ async def test_a_person_changes_their_name_and_picture(house: House) -> None:
     assert (me["display_name"], me["avatar_url"]) == ("Alice", body["avatar_url"])
     answer = await house.call("PATCH", "/auth/me", {"avatar_url": ""}, token=token)
     assert (answer.json["display_name"], set(answer.json)) == ("Alice", USER)
-    rows = await house.pool.fetch("select detail from audit where action = 'user.profile_changed' order by id")
-    assert [row["detail"] for row in rows] == [{"fields": ["display_name", "avatar_url"]}, {"fields": ["avatar_url"]}]
+    words = await house.pool.fetchval("select personal from audit where action = 'user.profile_changed' order by id")
+    assert words["before"] == {"display_name": "Al", "avatar_url": ""}
+    assert words["after"] == {"display_name": "Alice", "avatar_url": body["avatar_url"]}
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,11 @@ async def test_disabling_writes_a_row_and_a_receipt(house: House) -> None:
     assert (await house.login()).status == 200
     rows = await house.pool.fetch("select actor, target, detail from audit where action = 'user.changed' order by id")
     assert [row["target"] for row in rows] == [f"user:{user['id']}"] * 3
+    hashed = rows[0]["detail"].pop("personal")
+    assert len(hashed) == 64
+    told = (await house.call("GET", "/admin/audit?action=user.changed", token=admin)).json["items"][-1]["detail"]
+    assert told == rows[0]["detail"] | {"reason": "abuse"}
     assert rows[0]["detail"] == {
-        "reason": "abuse",
         "before": {"disabled": False, "roles": []},
         "after": {"disabled": True, "roles": []},
     }

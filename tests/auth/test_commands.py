@@ -114,6 +114,21 @@ async def test_a_ban_from_the_command_line_ends_sessions_and_is_lifted(run: Run,
         assert (await run("users", "ban", "alice@example.org", *bad))[0] == 2
 
 
+async def test_a_user_is_exported_and_erased_from_the_command_line(run: Run, house: House) -> None:
+    id = (await house.register(display_name="Alice Liddell")).json["user"]["id"]
+    code, shown, _ = await run("users", "export", "alice@example.org", "--json")
+    assert (code, shown["profile"]["id"], shown["profile"]["display_name"]) == (0, id, "Alice Liddell")
+    assert (await run("users", "erase", "alice@example.org"))[0] == 2  # nobody can be asked
+    code, shown, _ = await run("users", "erase", "alice@example.org", "--reason", "left", "--yes", "--json")
+    assert (code, shown) == (0, {"id": id, "erased": True})
+    assert (await house.login()).code == "invalid_credentials"
+    addresses = await house.pool.fetch("select address from audit where actor = $1", f"user:{id}")
+    assert {row["address"] for row in addresses} == {""}
+    for user in (id, "alice@example.org"):
+        code, _, err = await run("users", "erase", user, "--yes")
+        assert (code, "there is no account" in err) == (1, True)
+
+
 async def test_roles_and_passwords_from_the_command_line(run: Run, house: House) -> None:
     await house.register()
     code, shown, _ = await run("users", "roles", "alice@example.org", "admin", "--json")

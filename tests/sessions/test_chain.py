@@ -55,6 +55,33 @@ async def sealed(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [await chain.seal(connection, sealer()) for _ in range(4)] == [3, 3, 3, 0]
 
 
+async def test_words_about_a_person_may_go_and_may_not_be_changed(connection: Connection) -> None:
+    for target in ("user:x", "user:y", "user:z"):
+        await audit.append(
+            connection, "user.banned", actor="cli", target=target, personal={"reason": f"\u2603 {target}"}
+        )
+    await audit.append(connection, "user.banned", actor="cli", target="user:none")
+    assert await chain.seal(connection, sealer()) == 4
+    assert await broken(connection) == ""
+    [entry] = await audit.page(connection, audit.Filter(target="user:x"), limit=1)
+    assert entry.detail == {"reason": "\u2603 user:x"}
+    await connection.execute("UPDATE audit SET personal = '{}' WHERE target = 'user:x'")
+    verdict = await chain.verify(connection, sealer())
+    assert (verdict.broken, verdict.blanked) == ("", 1)
+    [entry] = await audit.page(connection, audit.Filter(target="user:x"), limit=1)
+    assert entry.detail == {}
+    for target, words in (
+        ("user:y", '{"reason": "other"}'),
+        ("user:x", '{"reason": "\u2603 user:x"}'),
+        ("user:none", '{"reason": "other"}'),
+    ):
+        before = await connection.fetchval("SELECT personal FROM audit WHERE target = $1", target)
+        await connection.execute("UPDATE audit SET personal = $2::text::jsonb WHERE target = $1", target, words)
+        assert "was changed" in await broken(connection), target
+        await connection.execute("UPDATE audit SET personal = $2 WHERE target = $1", target, before)
+    assert await broken(connection) == ""
+
+
 async def test_64_what_nobody_touched_is_whole(connection: Connection, sealed: None) -> None:
     await write(connection, "j")
     verdict = await chain.verify(connection, sealer())

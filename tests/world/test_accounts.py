@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.world.conftest import World, running
+from tests.world.conftest import PASSWORD, World, running
 
 
 async def test_sec_20_reuse_of_a_refresh_token_closes_the_sockets(world: World) -> None:
@@ -54,6 +54,24 @@ async def test_sec_27_a_ban_closes_every_socket_and_the_door(world: World) -> No
     late = await world.socket(connect=False)
     await late.ws.send_json({"id": 1, "connect": {"token": person.access}})
     assert (await late.closed(), late.reason) == (4502, "account disabled")
+
+
+async def test_sec_27_a_deletion_closes_every_socket_and_the_receipt_says_so(world: World) -> None:
+    admin, person = await world.admin(), await world.register()
+    sockets = [await world.socket(person.access) for _ in range(3)]
+    body = {"reason": "asked by letter"}
+    status, answer = await world.call("DELETE", f"/admin/users/{person.id}", body, token=admin.access)
+    assert (status, answer["revocation"]["sessions"]) == (200, 1)
+    for socket in sockets:
+        assert (await socket.closed(), socket.reason) == (4502, "account disabled")
+    late = await world.socket(connect=False)
+    await late.ws.send_json({"id": 1, "connect": {"token": person.access}})
+    assert (await late.closed(), late.reason) == (4502, "account disabled")
+    again = await world.register(person.email)
+    assert again.id != person.id
+    socket = await world.socket(again.access)
+    status, _ = await world.call("DELETE", "/auth/me", {"password": PASSWORD}, token=again.access)
+    assert (status, await socket.closed(), socket.reason) == (200, 4502, "account disabled")
 
 
 async def test_a_connect_with_an_expired_token_after_the_end_gets_the_code_of_the_end() -> None:

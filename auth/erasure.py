@@ -1,0 +1,148 @@
+"""Deleting people: their sessions end by the log, and what was known of them goes.
+
+One transaction ends the sessions and deletes the account: the row in `users` and what refers to it, registrations and
+letters that wait, what sessions knew of devices and addresses. The subject stays as an id that is nobody's: so what is
+over stays over. A job then blanks the audit, in batches; the chain holds (`sessions.audit`). Of another issuer's user
+the traces go in the same way; whether they come again is that issuer's to say.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+from auth import one_time, users
+from auth import passwords as policy
+from auth.passwords import Passwords
+from auth.service import Client, Ledger
+from auth.throttle import Throttle
+from auth.totp import Freshness
+from config.database import Connection, Pool
+from config.http import Problem
+from config.jobs import Job, Jobs, Kind, enqueue
+from sessions import audit, log, model, store
+from sessions.errors import Stale, translated
+from sessions.log import Entry
+from sessions.revocations import Receipt, Revocations
+
+JOB: Final = "person.forget"
+AT_ONCE: Final = 1000
+"""Rows of the audit that are blanked in one statement."""
+
+
+class Erasure:
+    """One a process. Its job is added to `jobs`."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        revocations: Revocations,
+        passwords: Passwords,
+        throttle: Throttle,
+        freshness: Freshness,
+        jobs: Jobs,
+    ) -> None:
+        self._pool, self._revocations, self._passwords = pool, revocations, passwords
+        self._throttle, self._freshness, self._jobs = throttle, freshness, jobs
+        jobs.add(JOB, Kind(self._forget))
+
+    async def delete_own(self, id: str, sid: str, password: str, client: Client) -> Receipt:
+        """A person deletes their account, by their password; a guest, who has none, by asking.
+
+        Problems: invalid_credentials, step_up_required, invalid, forbidden, too_many_attempts, busy, session_ended.
+        """
+        with translated():
+            account = await users.by_id(self._pool, id)
+            guest = account is None and await store.is_guest(self._pool, id)
+        if account is not None:
+            normal = policy.bounded("password", password)
+            await self._freshness.require(id, sid)
+            async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
+                if not (await self._passwords.check(account.password_hash, normal)).right:
+                    raise Problem("invalid_credentials")
+                await attempt.succeeded()
+        elif not guest:
+            raise Problem("forbidden", "this account is kept elsewhere")
+        with translated():
+            async with self._revocations.writing(actor=f"user:{id}") as writing:
+                subject = await store.subject(writing.connection, id, lock=True)
+                await writing.require_live(sid)
+                if account is not None and (
+                    subject is None or subject.credential_version != account.credential_version
+                ):
+                    raise Stale
+                await erase(writing, id, actor=f"user:{id}", sid=sid)
+        return self._done(writing.receipt)
+
+    async def delete(
+        self, id: str, *, reason: str, actor: str, sid: str, address: str, beyond: Collection[str]
+    ) -> Receipt:
+        """An admin deletes a user. Problems: not_found, forbidden (oneself, or one with a role of `beyond`)."""
+        if sid and actor == f"user:{id}":
+            raise Problem("forbidden", "delete yourself by DELETE /auth/me")
+        with translated():
+            async with self._revocations.writing(actor=actor) as writing:
+                await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
+                if sid:
+                    await writing.require_live(sid)
+                await erase(writing, id, actor=actor, sid=sid, address=address, reason=reason, beyond=beyond)
+        return self._done(writing.receipt)
+
+    def _done(self, receipt: Receipt | None) -> Receipt:
+        self._jobs.wake()
+        assert receipt is not None  # noqa: S101 - an end was appended
+        return receipt
+
+    async def _forget(self, job: Job) -> None:
+        await forget(self._pool, job.payload["user"])
+
+
+async def erase(
+    writing: Ledger,
+    id: str,
+    *,
+    actor: str,
+    sid: str = "",
+    address: str = "",
+    reason: str = "",
+    beyond: Collection[str] = (),
+) -> None:
+    """End every session of a user whose subject the caller has locked, and delete what is known of them, but for the
+    audit, which the job does. Problems: not_found, forbidden (a role of `beyond`, which may more than the actor)."""
+    connection = writing.connection
+    subject = await store.subject(connection, id)
+    if subject is None:
+        raise Problem("not_found")
+    if above := sorted({*subject.roles} & {*beyond}):
+        raise Problem("forbidden", f"the role {above[0]} may what you may not")
+    writing.append(Entry(kind=model.Kind.USER, subject=id, code=model.DISABLED, reason="account_deleted"))
+    account = await users.by_id(connection, id)
+    await store.erase_subject(connection, id, known_elsewhere=not users.is_local(id))
+    if account is not None:
+        await _drop_letters(connection, id, account.user.email, account.email_key)
+        await users.delete(connection, id)
+    await one_time.void(connection, id)
+    await connection.execute("UPDATE registrations SET guest = NULL WHERE guest = $1", id)
+    personal = {"reason": reason} if reason else {}
+    await audit.append(
+        connection, "user.deleted", actor=actor, target=f"user:{id}", sid=sid, address=address, personal=personal
+    )
+    await enqueue(connection, JOB, [{"user": id}])
+
+
+async def _drop_letters(connection: Connection, id: str, email: str, email_key: str) -> None:
+    await connection.execute(_DROP_LETTERS, id, email)
+    await connection.execute("DELETE FROM registrations WHERE email_key = $1", email_key)
+
+
+# Also those to the address that they were about to have, and those that were given up.
+_DROP_LETTERS = """
+DELETE FROM jobs WHERE kind = 'mail' AND (lower(payload->>'to') = lower($2) OR payload->'token'->>'subject' = $1)
+    OR kind = 'mailbox' AND lower(payload->>'email') = lower($2)
+"""
+
+
+async def forget(pool: Pool, id: str) -> None:
+    """What the audit and the log say by which the person could be known."""
+    sids = await store.sids_of(pool, id)
+    await log.forget(pool, id, sids)
+    while await audit.forget(pool, id, sids, limit=AT_ONCE):
+        pass
