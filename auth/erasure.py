@@ -11,10 +11,10 @@ from typing import Final
 
 from auth import one_time, users
 from auth import passwords as policy
+from auth.freshness import Freshness
 from auth.passwords import Passwords
-from auth.service import Client, Ledger
+from auth.service import Client, Ledger, require_within
 from auth.throttle import Throttle
-from auth.totp import Freshness
 from config.database import Connection, Pool
 from config.http import Problem
 from config.jobs import Job, Jobs, Kind, enqueue
@@ -111,8 +111,7 @@ async def erase(
     subject = await store.subject(connection, id)
     if subject is None:
         raise Problem("not_found")
-    if above := sorted({*subject.roles} & {*beyond}):
-        raise Problem("forbidden", f"the role {above[0]} may what you may not")
+    require_within(subject.roles, beyond)
     writing.append(Entry(kind=model.Kind.USER, subject=id, code=model.DISABLED, reason="account_deleted"))
     account = await users.by_id(connection, id)
     await store.erase_subject(connection, id, known_elsewhere=not users.is_local(id))

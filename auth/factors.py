@@ -367,6 +367,7 @@ async def remove_all(
         target=f"user:{id}",
         sid=sid,
         address=address,
-        detail={"reason": reason, "factors": list(account.factors)},
+        detail={"factors": list(account.factors)},
+        personal={"reason": reason},
     )
     await letters.tell(connection, mail, "factors_removed", account.user, "", at)

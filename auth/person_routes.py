@@ -8,10 +8,10 @@ from aiohttp import web
 
 from auth import personal_data
 from auth.erasure import Erasure
+from auth.freshness import Freshness
 from auth.mailbox_routes import Text, who_asks
 from auth.personal_data import PersonalData
 from auth.throttle import Throttle
-from auth.totp import Freshness
 from config import scopes
 from config.database import Pool
 from config.http import Call, Nothing, Problem, Route, plain, streamed

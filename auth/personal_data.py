@@ -231,6 +231,7 @@ FROM subjects s LEFT JOIN users u ON u.id = s.id WHERE s.id = $1 AND s.erased_at
 _FACTORS = """
 SELECT 'totp' AS kind, 'Authenticator app' AS name, extract(epoch FROM confirmed_at)::float8 AS at
 FROM totp WHERE subject = $1 AND confirmed_at IS NOT NULL
+UNION ALL SELECT 'passkey', name, extract(epoch FROM created_at)::float8 FROM passkeys WHERE subject = $1
 """
 _DEVICES = """
 SELECT device, count(*)::int AS sessions, extract(epoch FROM min(created_at))::float8 AS first_at,

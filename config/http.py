@@ -264,7 +264,7 @@ class Call(Generic[B, Q]):
         return client_address(self.request)
 
     @property
-    def by(self) -> Mapping[str, str]:
+    def by(self) -> Mapping[str, Any]:
         """Who asks, as rows of the audit have it."""
         return {"actor": self.who.name, "sid": self.who.sid or "", "address": self.address}
 
