@@ -58,7 +58,7 @@ from sessions.service import Sessions
 
 VERSION = "0.1.0"
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("main.js", "admin.js", "dom.js", "links.js", "service.js", "wire.js")
+SCRIPTS = ("main.js", "admin.js", "dom.js", "factors.js", "links.js", "service.js", "wire.js")
 LETTERS = 50  # of the folder that /dev/mail shows
 
 log = structlog.get_logger(__name__)

@@ -2,6 +2,7 @@
 
 import { clearAdmin, drawAdmin, liveSessions } from "/page/admin.js";
 import { $, act, ago, button, cell, make, onSubmit, text } from "/page/dom.js";
+import { clearFactors, drawFactors, finish, logIn, passkeys } from "/page/factors.js";
 import { follow, take } from "/page/links.js";
 import { ask, state } from "/page/service.js";
 import { Connection } from "/page/wire.js";
@@ -27,6 +28,7 @@ function show(part) {
 function forget() {
   state.me = null;
   clearAdmin();
+  clearFactors();
   for (const id of ["messages", "present", "sessions"]) $(id).replaceChildren();
   text("who", "");
 }
@@ -38,6 +40,7 @@ function doorway(message = "") {
   text("door-note", "");
   $("door-form").reset();
   doorFor("login");
+  firstHalf();
   show("door");
   $("door-form").elements.email.focus();
 }
@@ -45,7 +48,7 @@ function doorway(message = "") {
 async function enter(session) {
   welcome(session);
   connection.open();
-  await Promise.all([refresh(), isAdmin() ? drawAdmin(doors) : null]);
+  await Promise.all([refresh(), drawFactors(), isAdmin() ? drawAdmin(doors) : null]);
 }
 
 function welcome(session) {
@@ -95,9 +98,8 @@ async function register({ email, password, display_name: name }) {
 
 onSubmit("door-form", "door-note", "door-error", async (fields) => {
   if (fields.way.value === "login") {
-    const session = await ask("POST", "/auth/login", { email: fields.email.value.trim(), password: fields.password.value });
+    await logInWith({ email: fields.email.value.trim(), password: fields.password.value });
     fields.password.value = "";
-    await enter(session);
     return "";
   }
   const session = await register(fields);
@@ -105,6 +107,55 @@ onSubmit("door-form", "door-note", "door-error", async (fields) => {
   $("resend").hidden = Boolean(session);
   return session ? "" : LOOK + HINT;
 });
+
+// --- a second factor after the password ---
+
+let challenge = ""; // of a login whose password was right
+
+async function logInWith(credentials) {
+  try {
+    await enter(await ask("POST", "/auth/login", credentials));
+  } catch (error) {
+    if (error.code !== "second_factor_required") throw error;
+    secondHalf(error);
+  }
+}
+
+function secondHalf(asked) {
+  challenge = asked.challenge;
+  $("second-passkey").hidden = !(passkeys && asked.factors.includes("passkey"));
+  text("second-error", "");
+  for (const id of ["door-form", "door-ways"]) $(id).hidden = true;
+  $("second").hidden = false;
+  $("second").elements.code.focus();
+}
+
+function firstHalf() {
+  challenge = "";
+  $("second").reset();
+  $("second").hidden = true;
+  for (const id of ["door-form", "door-ways"]) $(id).hidden = false;
+}
+
+async function finished(code) {
+  try {
+    const session = await finish(challenge, code);
+    firstHalf();
+    await enter(session);
+  } catch (error) {
+    if (error.code !== "unauthenticated") throw error;
+    doorway("That took too long: log in again."); // the challenge is over
+  }
+}
+
+onSubmit("second", "door-note", "second-error", async ({ code }) => {
+  if (!code.value.trim()) throw new Error("The code, please.");
+  await finished(code.value.trim());
+});
+
+$("second-passkey").addEventListener("click", () => finished().catch((error) => text("second-error", error.message)));
+$("second-back").addEventListener("click", () => doorway());
+$("passkey-login").hidden = !passkeys;
 
 /** A button at the door: what it does, and says. */
 function atTheDoor(id, action) {
@@ -130,6 +181,7 @@ const letterFor = (path) => async (email) => {
 
 atTheDoor("forgot", letterFor("/auth/password/forgot"));
 atTheDoor("resend", letterFor("/auth/verify-email/resend"));
+atTheDoor("passkey-login", async () => enter(await logIn()));
 atTheDoor("guest", async () => enter(await ask("POST", "/auth/guest", {})));
 
 $("logout").addEventListener("click", async () => {
@@ -295,7 +347,10 @@ onSubmit("upgrade", "self-note", "self-error", async (fields) => {
   connection.close(); // its session is about to be another one
   try {
     const session = await register(fields);
-    if (session) welcome(session);
+    if (session) {
+      welcome(session);
+      await drawFactors();
+    }
     return session ? "You are registered, and still the same." : LOOK + HINT;
   } finally {
     if (state.me) {

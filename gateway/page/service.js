@@ -9,6 +9,8 @@ export class Refused extends Error {
     this.status = status;
     this.code = problem.code;
     this.reason = problem.reason;
+    this.challenge = problem.challenge; // what a login goes on with, by one of `factors`
+    this.factors = problem.factors ?? [];
   }
 }
 

@@ -6,17 +6,19 @@ import hmac
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypedDict
 
 import asyncpg
+import pyotp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 from multidict import CIMultiDictProxy
-from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, CDPSession, Locator, Page, Route, async_playwright, expect
 
 from tests.world.conftest import PASSWORD, World, running
 from tests.world.test_letters import letter_to
@@ -302,6 +304,139 @@ async def test_a_guest_registers_and_stays_the_same_person(one_worker: World, pe
     assert await page.locator("#present li").get_attribute("title") == guest
     await expect(page.locator("#sessions tr")).to_have_count(1)
     await expect(page.get_by_text("Change my password")).to_be_visible()
+
+
+async def with_an_authenticator(page: Page, world: World) -> CDPSession:
+    """The page where it has a name, in a browser with a device that makes passkeys and verifies its holder."""
+    devtools = await page.context.new_cdp_session(page)
+    await devtools.send("WebAuthn.enable")
+    options = {"protocol": "ctap2", "transport": "internal", "hasResidentKey": True, "hasUserVerification": True}
+    options |= {"isUserVerified": True, "automaticPresenceSimulation": True}
+    await devtools.send("WebAuthn.addVirtualAuthenticator", {"options": options})
+    await page.goto(world.url.replace("127.0.0.1", "localhost") + "/")
+    return devtools
+
+
+async def test_a_passkey_is_added_logs_in_alone_and_after_a_password_and_is_removed(
+    one_worker: World, people: People
+) -> None:
+    page = await people.page(one_worker)
+    await expect(page.get_by_role("button", name="Sign in with a passkey")).to_be_hidden()  # no passkeys for addresses
+    await with_an_authenticator(page, one_worker)
+    email, mine = await register(page, "Noor"), page.locator("#factors")
+    await expect(mine.get_by_text("Your password alone logs you in.")).to_be_visible()
+    name = mine.get_by_label("Name of a new passkey")
+    await name.fill("Noor's laptop")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Your recovery codes")).to_be_focused()
+    await expect(mine.locator("#recovery-codes li")).to_have_count(10)
+    code = await mine.locator("#recovery-codes li").first.text_content() or ""
+    await mine.get_by_role("button", name="I have kept them").click()
+    await expect(mine).not_to_contain_text(code)
+    await expect(mine.get_by_label("Name of Noor's laptop")).to_have_value("Noor's laptop")
+    await expect(mine.get_by_text("10 codes left.")).to_be_visible()
+    await page.get_by_role("button", name="Add a passkey").click()
+    await expect(mine.get_by_role("alert").filter(has_text="has a passkey of your account already")).to_be_visible()
+    await mine.get_by_label("Name of Noor's laptop").fill("Laptop")
+    await mine.get_by_role("button", name="Rename: Noor's laptop").click()
+    await expect(mine.get_by_label("Name of Laptop")).to_be_visible()
+
+    async def out() -> None:
+        await page.get_by_role("button", name="Log out").click()
+        await page.get_by_role("button", name="Log in again").click()
+
+    await out()
+    await page.get_by_role("button", name="Sign in with a passkey").click()
+    await expect(page.locator("#who")).to_have_text("Noor")
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await expect(mine.locator("#passkeys tr")).to_contain_text("just now")
+    await out()
+    await fill_in(door(page), email)
+    await page.get_by_role("button", name="Continue").click()
+    await expect(page.get_by_label("Code of your app, or a recovery code").first).to_be_focused()
+    await page.get_by_role("button", name="Use a passkey").click()
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await out()
+    await fill_in(door(page), email)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_label("Code of your app, or a recovery code").first).to_be_focused()
+    await page.keyboard.type(code)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await expect(mine.get_by_text("9 codes left.")).to_be_visible()
+    await mine.get_by_role("button", name="Remove: Laptop").click()
+    await expect(mine.get_by_text("You have none.")).to_be_visible()
+    await expect(mine.get_by_text("Your password alone logs you in.")).to_be_visible()
+
+
+async def grow_stale(world: World, email: str) -> None:
+    """As if the last factor had been shown an hour ago."""
+    database = await asyncpg.connect(world.info["database_url"])
+    await database.execute(
+        "UPDATE sessions SET auth_time = now() - interval '1 hour' FROM users u WHERE u.email = $1 AND subject = u.id",
+        email,
+    )
+    await database.close()
+
+
+async def test_what_is_sensitive_asks_for_a_factor_again_and_goes_on(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await with_an_authenticator(page, one_worker)
+    email, mine = await register(page, "Otto"), page.locator("#factors")
+    await grow_stale(one_worker, email)
+    await mine.get_by_role("button", name="Add a passkey").click()
+    await expect(mine.get_by_role("heading", name="Is it still you?")).to_be_focused()
+    await mine.get_by_label("Password").fill("not the password of Otto")
+    await page.keyboard.press("Enter")
+    await expect(mine.get_by_role("alert").filter(has_text="password is wrong")).to_be_visible()
+    await mine.get_by_label("Password").fill(PASSWORD)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Your recovery codes")).to_be_focused()
+    await expect(mine.get_by_role("heading", name="Is it still you?")).to_be_hidden()
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()  # the cookie changed, the socket stays
+    await grow_stale(one_worker, email)
+    await mine.get_by_role("button", name="Remove: My passkey").click()
+    await mine.get_by_role("button", name="Leave it").click()
+    await mine.get_by_role("button", name="Remove: My passkey").click()
+    await mine.get_by_role("button", name="Use a passkey").click()
+    await expect(mine.get_by_text("The passkey is removed.")).to_be_visible()
+    await expect(mine.get_by_text("You have none.")).to_be_visible()
+
+
+async def test_an_app_is_turned_on_by_its_code_and_off_again(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    email, mine = await register(page, "Pia"), page.locator("#factors")
+    await mine.get_by_role("button", name="Turn it on").click()
+    await expect(mine.get_by_role("img", name="QR code of the secret below")).to_be_visible()
+    secret = await mine.locator("#totp-secret").text_content() or ""
+    step = int(time.time()) // 30
+    app = pyotp.TOTP(secret)
+    await expect(mine.get_by_label("Code", exact=True)).to_be_focused()
+    await page.keyboard.type(app.generate_otp(step))
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Your recovery codes")).to_be_focused()
+    codes = await mine.locator("#recovery-codes li").all_text_contents()
+    await expect(mine.locator("#totp-secret")).to_be_empty()
+    await page.get_by_role("button", name="Log out").click()
+    await expect(page.locator("#recovery-codes li")).to_have_count(0)
+    await page.get_by_role("button", name="Log in again").click()
+    await fill_in(door(page), email)
+    await page.get_by_role("button", name="Continue").click()
+    await expect(door(page).get_by_label("Code of your app, or a recovery code")).to_be_focused()
+    await expect(door(page).get_by_role("button", name="Use a passkey")).to_be_hidden()
+    await page.keyboard.type("000000")
+    await page.keyboard.press("Enter")
+    await expect(door(page).get_by_role("alert").filter(has_text="this code is not good")).to_be_visible()
+    await door(page).get_by_label("Code of your app, or a recovery code").fill(app.generate_otp(step + 1))
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await mine.get_by_role("button", name="Make new ones").click()
+    await expect(mine.locator("#recovery-codes li")).to_have_count(10)
+    fresh = await mine.locator("#recovery-codes li").all_text_contents()
+    assert not {*codes} & {*fresh}
+    await mine.get_by_label("Code of the app, or a recovery code").fill(fresh[0])
+    await page.keyboard.press("Enter")
+    await expect(mine.get_by_text("Your password alone logs you in.")).to_be_visible()
 
 
 async def test_an_admin_sees_why_a_job_was_given_up_tries_it_again_and_drops_it(
