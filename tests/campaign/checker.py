@@ -6,7 +6,9 @@
     deaf  a node that does not hear what it publishes: `/ready` false after 3 s
     I4  where only time confirmed, a pause between gate and kernel may let out one write a socket, never two
     I5  no connection of a valid session ends because of a fault shorter than F
-    delivery   what was accepted in a positioned channel arrives once and in order, or is reported lost
+    refusal    no HTTP request of a valid session is answered 401 or 403
+    F15, ...   what the look of that fault itself found (`history.Finding`)
+    delivery   what was accepted in a positioned channel arrives once, in one place and in order, or is reported lost
     receipts   every revocation that happened has one, and it is confirmed in the end
     counters   a receipt's count is what clients saw close
     liveness   in the end no connection of a revoked session is open, and every node is ready
@@ -33,6 +35,7 @@ from tests.campaign.history import (
     Failover,
     FaultBegan,
     FaultEnded,
+    Finding,
     Frame,
     History,
     HungUp,
@@ -53,6 +56,8 @@ SLACK = 0.05
 machine this is microseconds; 50 ms is far above what a full two-core machine showed, and far below L."""
 
 DEAF = 3.0
+SEEN_LATE = 0.3
+"""Seconds after which the campaign has seen that a connection is gone, and says that the fault is over."""
 
 CLIENT_FAULTS = frozenset({3008, 3012})  # too slow, no pong: the client's own doing, if it was rude
 RIGHTS = 3014
@@ -159,7 +164,10 @@ class Checker:
             *self._blind_nodes(),
             *self._deaf_nodes(),
             *self._valid_sessions(),
+            *self._false_refusals(),
+            *self._findings(),
             *self._deliveries(),
+            *self._repetitions(),
             *self._receipts(),
             *self._in_the_end(),
         ]
@@ -262,9 +270,10 @@ class Checker:
     def _deaf_nodes(self) -> Iterator[Violation]:
         """Who does not hear itself finds that within DEAF, and is not ready until it does, if nothing else is wrong."""
         for span in (span for span in self.faults if span.began.deafens):
-            others = [s for s in self.faults if s is not span and s.end > span.began.at]
+            others = [s for s in self.faults if s.began.name != span.began.name and s.end > span.began.at]
+            end = span.end - SEEN_LATE
             for seen in self._all(Readiness):
-                deaf = seen.node in span.began.deafens and seen.sent > span.began.at + DEAF and seen.at < span.end
+                deaf = seen.node in span.began.deafens and seen.sent > span.began.at + DEAF and seen.at < end
                 if deaf and seen.ready and not any(s.began.at < seen.at for s in others):
                     yield Violation("deaf", seen.at, f"node {seen.node}, deaf by {span.began.name}, is ready")
 
@@ -333,6 +342,19 @@ class Checker:
         hold = self.history.hold
         return any(s.end - s.began.at >= hold and s.began.at + hold <= at and since <= s.end for s in self.faults)
 
+    def _false_refusals(self) -> Iterator[Violation]:
+        for answered in self._all(Answered):
+            login = self.logins.get(answered.sid)
+            if answered.status not in (401, 403) or login is None or self._login_lost(answered.sid, answered.at):
+                continue
+            asker = Dialled(answered.sent, 0, answered.sid, login.user, answered.node)
+            if not self._may_be_over(asker, Closed(answered.at, 0, REPLACED)):
+                what = f"node {answered.node} answered {answered.status} to {answered.sid}, whose session was valid"
+                yield Violation("refusal", answered.at, what)
+
+    def _findings(self) -> Iterator[Violation]:
+        return (Violation(found.rule, found.at, found.what) for found in self._all(Finding))
+
     # -- delivery
 
     def _deliveries(self) -> Iterator[Violation]:
@@ -363,6 +385,15 @@ class Checker:
                 if p.channel == channel and p.epoch == stream.epoch and p.offset > stream.last and p.at < self.quiet:
                     what = f"publication {p.id} ({channel} {p.offset}) never came to connection {conn}"
                     yield Violation("delivery", p.at, what)
+
+    def _repetitions(self) -> Iterator[Violation]:
+        """What was published once stands in its channel once, whatever was repeated on the way (F23)."""
+        places: dict[tuple[str, str], int] = {}
+        for event in self._all(Delivered):
+            first = places.setdefault((event.channel, event.id), event.offset)
+            if event.id and event.offset != first:
+                what = f"publication {event.id} stands in {event.channel} at {first} and at {event.offset}"
+                yield Violation("delivery", event.at, what)
 
     # -- receipts, counters
 

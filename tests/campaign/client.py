@@ -186,12 +186,15 @@ CODECS: dict[str, Json | Protobuf] = {"json": Json(), "protobuf": Protobuf()}
 
 
 class Client(asyncio.Protocol):
-    """One connection. `log` gets its events; `ended` is set when it is over."""
+    """One connection. `log` gets its events; `ended` is set when it is over. Each has an address of its own."""
 
-    def __init__(self, log: Callable[[Event], None], codec: str, sid: str, user: str, node: int) -> None:
+    def __init__(
+        self, log: Callable[[Event], None], codec: str, sid: str, user: str, node: int, *, address: str = ""
+    ) -> None:
         self.number = next(_numbers)
         self.sid, self.user, self.node = sid, user, node
         self.codec = CODECS[codec]
+        self.address = address or f"10.128.{self.number >> 8 & 255}.{self.number & 255}"
         self.live = False
         self.mute = False
         self.ended = asyncio.Event()
@@ -242,7 +245,7 @@ class Client(asyncio.Protocol):
         return (
             f"GET /connection/websocket HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Protocol: {self.codec.protocol}\r\n\r\n"
+            f"Sec-WebSocket-Protocol: {self.codec.protocol}\r\nX-Forwarded-For: {self.address}\r\n\r\n"
         ).encode()
 
     def send(self, kind: str, body: dict[str, Any]) -> int:

@@ -5,24 +5,39 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 
+from auth import keys as signing
+from config import migrate
+from config.database import connect
+from config.settings import Settings
+from sessions import log, restoring
+from sessions.model import Row
 from tests.campaign.client import Client
-from tests.campaign.history import Failover, FaultBegan, FaultEnded
+from tests.campaign.crowd import GUESTS, Crowd
+from tests.campaign.history import Failover, FaultBegan, FaultEnded, Finding
 from tests.campaign.people import People
 from tests.campaign.proxy import Proxy
-from tests.campaign.schedule import DATABASE
+from tests.campaign.schedule import CANCELLING, DATABASE, NEW_KIND
 from tests.campaign.standby import Cache, Database
-from tests.campaign.world import Unreachable, World
+from tests.campaign.world import RATE, Unreachable, World
 
 BUS = b"wardgate-bus"
+STEPS = re.compile(r"^wardgate_clock_steps_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+AGE = 8.0
+"""Seconds after which every gateway knows the next signing key, if nothing was broken: they look once a second."""
+STARVED = 1.0
+"""Seconds that half of the logins may take while a crowd comes back."""
 PUT_BACK = 4.0
 """Seconds after a failover in which whoever remembers must have put back what was lost."""
 
@@ -34,7 +49,9 @@ class Faults:
         self.world, self.people = world, people
         self.rng = random.Random(world.schedule.seed + 2)
         self.skipped: dict[str, str] = {}
-        self._locks = {"postgres": asyncio.Lock(), "valkey": asyncio.Lock()}
+        self.notes: list[str] = []  # what was measured on the way
+        self._locks = {"postgres": asyncio.Lock(), "valkey": asyncio.Lock(), "gateways": asyncio.Lock()}
+        self._spans: list[list[Any]] = []  # of faults: name, began, ended
 
     async def run(self, args: dict[str, Any]) -> None:
         """One fault from its begin to its end, healed."""
@@ -48,10 +65,21 @@ class Faults:
         id = next(self.world.ids)
         began = time.monotonic()
         self.world.log(FaultBegan(began, id, name, frozenset(blinds), frozenset(kills), frozenset(deafens), note))
+        span: list[Any] = [name, began, float("inf")]
+        self._spans.append(span)
         try:
             yield
         finally:
-            self.world.log(FaultEnded(time.monotonic(), id))
+            span[2] = time.monotonic()
+            self.world.log(FaultEnded(span[2], id))
+
+    def _alone(self, name: str, since: float) -> bool:
+        """Whether nothing else was broken since then, so that what is missed is this fault's."""
+        return not any(other != name and ended >= since for other, _, ended in self._spans)
+
+    def _found(self, name: str, what: str, *, since: float) -> None:
+        if self._alone(name, since):
+            self.world.log(Finding(time.monotonic(), name, what))
 
     @property
     def _all(self) -> range:
@@ -61,12 +89,14 @@ class Faults:
 
     async def _f1(self, name: str, seconds: float) -> None:
         async with self._locks["valkey"]:
-            os.kill(self.world.valkey.pid, signal.SIGKILL)
+            killed = self.world.valkey
+            os.kill(killed.pid, signal.SIGKILL)
             try:
                 async with self._in_force(name):
                     await asyncio.sleep(seconds)
             finally:
-                await self.world.start_again(self.world.valkey)
+                await self.world.start_again(killed)
+            await self.world.until(self.world.whole, 20)
 
     async def _f2(self, name: str, seconds: float) -> None:
         async with self._locks["valkey"]:
@@ -77,6 +107,7 @@ class Faults:
                     await asyncio.sleep(seconds)
             finally:
                 os.kill(pid, signal.SIGCONT)
+            await self.world.until(self.world.whole, 20)
 
     async def _f3(self, name: str, seconds: float, what: str) -> None:
         async with self._locks["valkey"], self.world.redis() as redis, self._in_force(name, note=what):
@@ -90,6 +121,9 @@ class Faults:
         """The replica takes over without the last writes; the master is killed, and comes back as the replica."""
         async with self._locks["valkey"]:
             world, old = self.world, self.world.valkey
+            if world.sentinel is not None:
+                await self._elected(name, old, seconds)
+                return
             world.stream.hold()
             try:
                 await asyncio.sleep(seconds)
@@ -108,16 +142,48 @@ class Faults:
         """The master is demoted, does not know it, and subscribers are left there; what is published is elsewhere."""
         async with self._locks["valkey"]:
             world, old = self.world, self.world.valkey
+            if world.sentinel is not None:
+                await self._asleep_through_the_election(name, old, seconds)
+                return
             await self._other_master()
-            left = [(node.valkey, node.valkey.named(BUS)) for node in world.nodes]
-            async with self._in_force(name, deafens=self._all):
-                for proxy, _ in left:
-                    proxy.cut(but=BUS)
-                gone = await world.until(lambda: _true(not any(p.named(BUS) & there for p, there in left)), seconds)
-            if not gone:
-                raise AssertionError(f"a subscriber stayed on a demoted master for {seconds:g} s")
+            await asyncio.gather(*(self._left_behind(name, node, seconds) for node in self._all))
             await asyncio.to_thread(old.stop)
             await self._replica(old)
+
+    async def _left_behind(self, name: str, node: int, seconds: float) -> None:
+        proxy, began = self.world.nodes[node].valkey, time.monotonic()
+        left = proxy.named(BUS)
+        async with self._in_force(name, deafens={node}, note=f"node {node}"):
+            proxy.cut(but=BUS)
+            gone = await self.world.until(lambda: _true(not proxy.named(BUS) & left), seconds, every=0.02)
+        if not gone:
+            self._found(name, f"node {node}'s subscriber stayed on a demoted master for {seconds:g} s", since=began)
+
+    async def _elected(self, name: str, old: Cache, seconds: float) -> None:
+        """By the Sentinel: the replica hears nothing for a while, then the master is killed."""
+        world = self.world
+        other = next(cache for cache in world.caches if cache is not old)
+        await other.deafen()
+        await asyncio.sleep(seconds)
+        os.kill(old.pid, signal.SIGKILL)
+        async with self._in_force(name, note="by the sentinel"):
+            await world.until(lambda: _true(world.valkey is other), 12)
+        await other.hear()
+        await asyncio.to_thread(old.stop)
+        await world.start_again(old)
+        await world.until(world.whole, 20)
+
+    async def _asleep_through_the_election(self, name: str, old: Cache, seconds: float) -> None:
+        """The master is stopped, another is elected, and it wakes up and takes itself for the master still."""
+        os.kill(old.pid, signal.SIGSTOP)
+        try:
+            async with self._in_force(name, note="asleep through the election"):
+                await self.world.until(lambda: _true(self.world.valkey is not old), seconds)
+                os.kill(old.pid, signal.SIGCONT)
+                await asyncio.sleep(1.5)
+        finally:
+            os.kill(old.pid, signal.SIGCONT)
+        await self.world.until(self.world.whole, 20)
 
     async def _other_master(self) -> None:
         """Who is led is led to the other one."""
@@ -144,17 +210,18 @@ class Faults:
 
     async def _f19(self, name: str, seconds: float, garble: str, node: int) -> None:
         """Hints that are garbled on their way to one node; and forged, repeated, late, cut ones to all."""
-        proxy = self.world.nodes[node].valkey
-        proxy.garble = 1.0 if garble == "all" else 0.5
+        here = self.world.nodes[node]
+        here.garble(1.0 if garble == "all" else 0.5)
         forger = self.world.keep(self._forge())
         try:
             async with self._in_force(name, note=f"{garble} to node {node}"):
                 await asyncio.sleep(seconds)
         finally:
-            proxy.garble = 0.0
+            here.garble(0.0)
             forger.cancel()
-            self.world.answers["hints garbled", 0, ""] += proxy.garbled
-            proxy.garbled = 0
+            for proxy in here.caches:
+                self.world.answers["hints garbled", 0, ""] += proxy.garbled
+                proxy.garbled = 0
 
     async def _forge(self) -> None:
         heard: list[tuple[bytes, bytes]] = []
@@ -211,7 +278,7 @@ class Faults:
         if not pid:
             return
         os.kill(pid, signal.SIGKILL)
-        here.valkey.garble = 1.0 if deaf else 0.0
+        here.garble(1.0 if deaf else 0.0)
         self._stall(node, deaf)
         try:
             async with self._in_force(name, kills={node}, note=f"node {node}"):
@@ -220,7 +287,7 @@ class Faults:
                 for session in self._dead()[-6:]:
                     self.world.keep(self.people.ghost(session, node))
         finally:
-            here.valkey.garble = 0.0
+            here.garble(0.0)
             self._stall(node, False)
 
     def _stall(self, node: int, stalled: bool) -> None:
@@ -255,28 +322,41 @@ class Faults:
                 await self.people.do_slow(self.rng.choice(live), node, codec)
 
     async def _f17(self, name: str, seconds: float, node: int, codec: str) -> None:
-        """Nothing passes any more between a client and its gateway, and TCP lives on: pings find it."""
+        """Nothing passes any more between a client and its gateway, and TCP lives on: pings find it, and the place that
+        its address has in the cap is free again, on every gateway."""
         world, sessions = self.world, self.people.sessions()
         if not sessions:
             return
         session = self.rng.choice(sessions)
         client = Client(world.log, codec, session.sid, self.people.people[session.user].id, node)
-        channel, before = f"game:half{client.number}", len(world.history.events)
+        channel, began = f"game:half{client.number}", time.monotonic()
         proxy = Proxy(lambda: world.nodes[node].port, self.rng)
         await proxy.start()
-        gone = True
+        gone = freed = True
         try:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 if await client.dial(proxy.port, session.access, rude=True) and await client.subscribe(channel):
                     proxy.hold()
                     async with self._in_force(name):
                         gone = await world.until(lambda: self._absent(node, channel), seconds)
+                        other = self.rng.choice(self._all)
+                        freed = await world.until(lambda: self._let_in(session, other, client.address), 3.0)
         finally:
             client.hang_up()
             await proxy.close()
-        alone = all(e.name == name for e in world.history.events[before:] if isinstance(e, FaultBegan))
-        if not gone and alone:
-            raise AssertionError(f"a half-open connection to node {node} was there after {seconds:g} s")
+        if not gone:
+            self._found(name, f"a half-open connection to node {node} was there after {seconds:g} s", since=began)
+        elif not freed and not session.over:
+            self._found(name, f"the place of a connection that went is not free on node {other}", since=began)
+
+    async def _let_in(self, session: Any, node: int, address: str) -> bool:
+        """Whether a connection from this address is let in, the only one that may be."""
+        user = self.people.people[session.user].id
+        client = Client(self.world.log, "json", session.sid, user, node, address=address)
+        try:
+            return await client.dial(self.world.nodes[node].port, session.access)
+        finally:
+            client.hang_up()
 
     async def _absent(self, node: int, channel: str) -> bool:
         with contextlib.suppress(Unreachable):
@@ -309,11 +389,231 @@ class Faults:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
+    # -- a crowd
+
+    async def _f18(self, name: str, seconds: float, node: int, how: str) -> None:
+        """Many sockets come back at once, after a gateway was killed or everyone's session was ended, while people log
+        in. The gateways let in so many a second, and logins go on."""
+        world, people = self.world, self.people
+        crowd = Crowd(people, world.schedule.crowd, self.rng)
+        async with self._locks["gateways"]:
+            pid, began = world.nodes[node].pid, time.monotonic()
+            try:
+                if not pid or not await crowd.gather(15.0 + world.schedule.crowd / RATE):
+                    return
+                others = [n for n in self._all if n != node] or [node]
+                crowd.storm(node if how == "kill" else None)
+                size, storm = crowd.away, time.monotonic()
+                logins = world.keep(self._log_in_all_the_time(others))
+                if how == "kill":
+                    os.kill(pid, signal.SIGKILL)
+                killed = {node} if how == "kill" else ()
+                async with self._in_force(name, kills=killed, note=f"{how}, {size} sockets"):
+                    if how == "everyone":
+                        await people.do_everyone(node, 0.0)
+                    back = await world.until(crowd.back, seconds)
+                logins.cancel()
+                self._judge(name, crowd, storm, began, back=back)
+            finally:
+                crowd.go()
+
+    def _judge(self, name: str, crowd: Crowd, storm: float, began: float, *, back: bool) -> None:
+        took = sorted(took for at, took in self.people.logins if at >= storm) or [STARVED + 1]
+        median, worst, now = took[len(took) // 2], took[-1], time.monotonic()
+        self.notes.append(
+            f"{name}: {crowd.size} sockets, {now - storm:.1f} s, logins {median:.2f} s, at most {worst:.2f} s"
+        )
+        if not back:
+            self._found(name, f"{crowd.away} of {crowd.size} are not back after {now - storm:.0f} s", since=began)
+        if median > STARVED:
+            self._found(name, f"a login took {median:.1f} s while {crowd.size} sockets came back", since=began)
+        for node, count in crowd.most().items():
+            if count > 2 * RATE:  # a second of ours touches two of its own
+                self._found(name, f"node {node} let in {count} connections in one second", since=began)
+
+    async def _log_in_all_the_time(self, nodes: list[int]) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            self.world.keep(self.people.do_login(self.rng.randrange(GUESTS), self.rng.choice(nodes)))
+
+    # -- versions
+
+    async def _f21(self, name: str, seconds: float, first: int) -> None:
+        """One gateway after another gets the next version; the first of them writes a row that the version before
+        cannot read. Those freeze, say why, and are well again in the next version."""
+        world = self.world
+        async with self._locks["gateways"], self._locks["postgres"]:
+            began = time.monotonic()
+            version = 1 + max(int(node.version.read_text()) for node in world.nodes)
+            order = [*range(first, len(world.nodes)), *range(first)]
+            await self._roll(name, order[0], version)
+            async with world.sql() as connection, connection.transaction():
+                row = Row(0, uuid4().hex, "", NEW_KIND, 0, min_version=version)  # type: ignore[arg-type]
+                await log.write(connection, [log.Group("", [row])])
+            old = set(order[1:])
+            async with self._in_force(name, blinds=old, note=f"a row for version {version}"):
+                await asyncio.sleep(world.schedule.lease + 1.0)
+                for node in old:
+                    if not await world.until(lambda node=node: self._says(node, "cannot apply row"), 1.0):  # type: ignore[misc]
+                        self._found(name, f"node {node} does not say that it cannot apply a row", since=began)
+            for node in order[1:]:
+                await self._roll(name, node, version)
+
+    async def _says(self, node: int, words: str) -> bool:
+        with contextlib.suppress(Unreachable):
+            answer = await self.world.call(node, "GET", "/ready", timeout=2.0)
+            return answer.status == 503 and words in str(answer.body)
+        return False
+
+    async def _roll(self, name: str, node: int, version: int) -> None:
+        here = self.world.nodes[node]
+        pid, began = here.pid, time.monotonic()
+        here.version.write_text(str(version))
+        if not pid:
+            return
+        os.kill(pid, signal.SIGTERM)
+        async with self._in_force(name, kills={node}, note=f"node {node} becomes version {version}"):
+            if not await self.world.until(lambda: self._back(node, pid), 20, every=0.02):
+                self._found(name, f"node {node} is not back as version {version}", since=began)
+
+    # -- what ends in the middle
+
+    async def _f22(self, name: str, seconds: float, node: int) -> None:
+        """Requests are cancelled wherever they wait. After that no transaction is open, and no connection is missed."""
+        world = self.world
+        pid, began = world.nodes[node].pid, time.monotonic()
+        if not pid:
+            return
+        os.kill(pid, signal.SIGUSR2)
+        async with self._in_force(name, note=f"node {node}"):
+            end = time.monotonic() + max(seconds, CANCELLING + 0.2)
+            while time.monotonic() < end:
+                deed, more = self.rng.choice(DEEDS)
+                user = self.rng.randrange(len(self.people.people))
+                world.keep(getattr(self.people, f"do_{deed}")(user, node, **more))
+                await asyncio.sleep(0.05)
+        if world.nodes[node].pid != pid:
+            return
+        async with world.sql() as connection:
+            if not await world.until(lambda: connection.fetchval(NOT_IDLE), 6.0):
+                self._found(name, "a transaction is open that nobody works in", since=began)
+        asked = [world.call(node, "GET", "/admin/users?limit=1", timeout=5.0) for _ in range(12)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        if bad := [a for a in answers if isinstance(a, BaseException) or a.status != 200]:
+            self._found(name, f"{len(bad)} of 12 requests did not get a connection: {bad[0]}", since=began)
+
+    async def _f23(self, name: str, seconds: float, node: int, share: float) -> None:
+        """Scripts run, and their replies are lost with the connection: whoever repeats one does it twice."""
+        here = self.world.nodes[node]
+        for proxy in here.caches:
+            proxy.lose = share
+        try:
+            async with self._in_force(name, note=f"{share:g} of the replies to node {node}"):
+                await asyncio.sleep(seconds)
+        finally:
+            for proxy in here.caches:
+                proxy.lose = 0.0
+                self.world.answers["replies lost", 0, ""] += proxy.lost_replies
+                proxy.lost_replies = 0
+
+    # -- operations in traffic
+
+    async def _f25(self, name: str, seconds: float, what: str) -> None:
+        """Another signing key, or another schema, while everybody goes on asking."""
+        async with self._locks["postgres"]:
+            probing = self.world.keep(self._ask_all_the_time())
+            try:
+                async with self._in_force(name, note=what):
+                    if what == "rotate":
+                        await self._rotate(name)
+                    else:
+                        await self._migrate()
+                    await asyncio.sleep(seconds)
+            finally:
+                probing.cancel()
+
+    async def _rotate(self, name: str) -> None:
+        since = time.monotonic() - AGE
+        if not self._alone(name, since):
+            self.skipped[f"{name} rotate"] = "not every gateway may know the next key yet"
+            return
+        async with self.world.sql() as connection, connection.transaction():
+            age = await connection.fetchval(NEXT_KEY)
+            if age is not None and age >= AGE:
+                settings: Settings = self.world.settings
+                sealer, algorithm = signing.key_sealer(settings.sessions), settings.auth.access_token_algorithm
+                await signing.rotate(connection, sealer, algorithm, now=True)
+
+    async def _migrate(self) -> None:
+        """Columns and an index more, as a next version would have them."""
+        folder = self.world.folder / "migrations"
+        if not folder.exists():
+            await asyncio.to_thread(shutil.copytree, migrate.FOLDER, folder)
+        number = 9001 + len(list(folder.glob("9*.sql")))
+        (folder / f"{number}_more.sql").write_text(
+            f"ALTER TABLE sessions ADD COLUMN more_{number} text NOT NULL DEFAULT '';\n"
+            f"ALTER TABLE subjects ADD COLUMN more_{number} integer;\n"
+            f"ALTER TABLE revocation_log ADD COLUMN more_{number} integer;\n"
+            f"ALTER TABLE processes ADD COLUMN more_{number} integer;\n"
+        )
+        (folder / f"{number + 1}_index.sql").write_text(
+            "-- not transactional\n"
+            f"CREATE INDEX CONCURRENTLY IF NOT EXISTS more_{number} ON sessions (more_{number});\n"
+        )
+        await migrate.apply(self.world.postgres.url, folder=folder)
+
+    async def _ask_all_the_time(self) -> None:
+        while True:
+            sessions = self.people.sessions()
+            if sessions:
+                await self.people.me(self.rng.choice(sessions), self.rng.choice(self._all))
+            await asyncio.sleep(0.03)
+
+    async def _f26(self, name: str, seconds: float, age: float, alive: bool, decide: float) -> None:
+        """PostgreSQL is put back to a backup that is `age` seconds old. Who lives through it puts back what was lost;
+        where nobody did, nobody serves until the operator has decided."""
+        world = self.world
+        async with self._locks["postgres"], self._locks["gateways"]:
+            server, since = world.postgres, time.monotonic()
+            await asyncio.to_thread(server.back_up)
+            await asyncio.sleep(age)
+            async with contextlib.AsyncExitStack() as stack:
+                server.signal(signal.SIGKILL)
+                pids = [] if alive else [node.pid for node in world.nodes]
+                for pid in filter(None, pids):
+                    os.kill(pid, signal.SIGKILL)
+                kills = () if alive else self._all
+                await stack.enter_async_context(
+                    self._in_force(name, blinds=self._all, kills=kills, note="alive" if alive else "nobody lives")
+                )
+                await asyncio.to_thread(server.stop)
+                await asyncio.to_thread(server.put_back)
+                if not alive:
+                    await world.until(self._nobody_serves, 15)
+                    await asyncio.sleep(decide)
+                    for session in self.people.sessions():
+                        session.over = True
+                    ended = self.people.operator_ends_all()
+            at = time.monotonic()
+            world.log(Failover(at, since, at + PUT_BACK))
+            if not alive:
+                connection = await connect(world.database)
+                await restoring.revoke_all(connection, reason="restored")
+                await connection.close()
+                self.people.operator_ended(ended)
+            world.keep(self.people.after_failover(since))
+            await world.follow()
+
+    async def _nobody_serves(self) -> bool:
+        """Every gateway has begun again, and says that nobody remembers."""
+        said = [await self._says(node, "lost:") for node in self._all]
+        return all(said)
+
     # -- the network
 
     async def _f11(self, name: str, seconds: float, node: int, servers: str, how: str) -> None:
         here = self.world.nodes[node]
-        both = {"postgres": here.postgres, "redis": [here.valkey], "both": [*here.postgres, here.valkey]}[servers]
+        both = {"postgres": here.postgres, "redis": here.caches, "both": [*here.postgres, *here.caches]}[servers]
         for proxy in both:
             match how:
                 case "cut":
@@ -428,7 +728,7 @@ class Faults:
                 for session in witnesses:
                     world.keep(self.people.connect(session, node, self.rng.choice(("json", "protobuf"))))
                 await self._may_be_lost(lag, set(range(len(self.people.people))) - {s.user for s in witnesses})
-                here.valkey.garble = 1.0
+                here.garble(1.0)
                 async with contextlib.AsyncExitStack() as stack:
                     if newcomer:
                         for proxy in here.postgres:
@@ -443,7 +743,7 @@ class Faults:
                         await asyncio.sleep(world.schedule.lease)
                     await self._revoke_into(node)
             finally:
-                here.valkey.garble = 0.0
+                here.garble(0.0)
                 for proxy in here.postgres:
                     proxy.heal()
             await self._wake(name, old, how, node)
@@ -549,12 +849,44 @@ class Faults:
         if clock is None:
             self.skipped[name] = "libfaketime is not installed"
             return
+        began, before = time.monotonic(), await self._steps()
         await asyncio.to_thread(clock.write_text, step)
         try:
             async with self._in_force(name, note=f"{'database' if node == DATABASE else f'node {node}'} {step} s"):
                 await asyncio.sleep(seconds)
+                after = await self._steps()
         finally:
             await asyncio.to_thread(clock.write_text, "+0")
+        for n in self._all if node == DATABASE else ():
+            if n in before and n in after and after[n] <= before[n]:
+                self._found(name, f"node {n} does not report that the database's clock made a step", since=began)
+
+    async def _steps(self) -> dict[int, float]:
+        """Steps of the database's clock that each gateway has reported."""
+        found = {}
+        for node in self._all:
+            with contextlib.suppress(Unreachable):
+                text = await self.world.text(node, "/metrics")
+                found[node] = sum(map(float, STEPS.findall(text)))
+        return found
+
+
+NEXT_KEY = """
+SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM signing_keys WHERE state = 'next'
+"""
+DEEDS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("login", {}),
+    ("refresh", {"in_band": False}),
+    ("password", {}),
+    ("rights", {}),
+    ("logout", {"scope": ""}),
+)
+NOT_IDLE = """
+SELECT NOT EXISTS (
+    SELECT FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
+    AND state_change < clock_timestamp() - interval '2 seconds'
+)
+"""
 
 
 def _fill(file: Path) -> None:

@@ -169,6 +169,14 @@ class Failover(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Finding(Event):
+    """What a fault's own look found that must not be: `rule` is the fault's name. Nothing else was wrong meanwhile."""
+
+    rule: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Published(Event):
     """The API accepted a publication of a positioned channel at this place of its stream."""
 

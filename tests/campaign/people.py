@@ -61,6 +61,7 @@ class People:
         self.rng = random.Random(world.schedule.seed + 1)
         self.people = [Person(n, f"p{n}@example.org", f"a long walk along the harbour {n}") for n in range(count)]
         self.receipts: dict[int, str] = {}
+        self.logins: list[tuple[float, float]] = []  # when they were answered well, and how long that took
         self._names = 0
 
     # -- looking
@@ -123,6 +124,7 @@ class People:
         self._answered(id, "unknown" if answer is None else "committed" if answer.status == 200 else "refused")
         if answer is None or answer.status != 200:
             return None
+        self.logins.append((answer.at, answer.at - answer.sent))
         return self._opened(person, answer, address)
 
     async def do_connect(self, user: int, node: int, codec: str) -> None:
@@ -309,6 +311,17 @@ class People:
 
     async def do_everyone(self, node: int, spread: float) -> None:
         await self.revoke(node, {"all": True}, self.sessions(), everyone=True, wait=True, ask=True, spread=spread)
+
+    def operator_ends_all(self) -> int:
+        """Everyone's, by a command on the database: also those that were over before, for it may not know."""
+        return self._asking("restore", self.everybody(), everyone=True)
+
+    def operator_ended(self, id: int) -> None:
+        self._done(id, "committed", self.everybody())
+
+    def everybody(self) -> list[Session]:
+        """All sessions that there ever were."""
+        return [session for person in self.people for session in person.sessions]
 
     async def do_burst(self, count: int, gap: float, node: int) -> None:
         """Several, close behind each other, by different nodes."""

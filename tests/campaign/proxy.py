@@ -2,7 +2,8 @@
 
 Bytes can be held in one direction or both (a network that drops everything: the connection looks alive), delayed,
 "lost" (each piece is late by a retransmission with some probability; TCP shows loss to nobody otherwise), and hints can
-be garbled one by one, in place, so that the stream stays a stream. New connections are held like old ones.
+be garbled one by one, in place, so that the stream stays a stream. The reply to a script can be lost after it ran. New
+connections are held like old ones. What a Sentinel says of its servers' ports can be said of their proxies'.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ FIRST_RENEWAL = 0.15
 """Seconds in which the first one is over, and before the second."""
 HINT = re.compile(rb":revocations\r\n\$\d+\r\n")
 NAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([a-z-]+)\r\n")
+SCRIPT = b"EVALSHA"
+PORT = re.compile(rb"\$4\r\nport\r\n\$\d+\r\n(\d+)\r\n")
 RETRANSMISSIONS = (0.2, 0.4, 0.8)
 
 
@@ -34,13 +37,15 @@ class Proxy:
         self._free = asyncio.Event()
         self.port = 0
         self.refuse = False
-        self.garbled = 0
+        self.garbled = self.lost_replies = 0
+        self.ports: dict[int, int] = {}  # the servers' to their proxies', in what a Sentinel answers
+        self._lost: set[asyncio.StreamWriter] = set()  # whose next reply does not come
         self.heal()
 
     def heal(self) -> None:
         """Everything passes."""
         self.up = self.down = True  # to the server, to the gateway
-        self.delay = self.loss = self.garble = 0.0
+        self.delay = self.loss = self.garble = self.lose = 0.0
         self.stall = False  # a lease's connection stands still after its first renewal
         self.refuse = False
         self._free.set()
@@ -101,6 +106,7 @@ class Proxy:
             for end in (writer, there):
                 if end is not None:
                     self._writers.discard(end)
+                    self._lost.discard(end)
                     self._names.pop(end, None)
                     end.transport.abort()
 
@@ -127,8 +133,23 @@ class Proxy:
                     await asyncio.sleep(self._rng.choice(RETRANSMISSIONS))
                 while not (self.up if up else self.down):
                     await self._free.wait()
-                sink.write(self._spoil(data) if self.garble and not up else data)
+                if sink in self._lost:
+                    self.lost_replies += 1
+                    sink.transport.abort()
+                    return
+                if back is not None and self.lose and SCRIPT in data and self._rng.random() < self.lose:
+                    self._lost.add(back)
+                sink.write(data if up else self._answer(data))
                 await sink.drain()
+
+    def _answer(self, data: bytes) -> bytes:
+        if self.ports:
+            return PORT.sub(self._port, data)
+        return self._spoil(data) if self.garble else data
+
+    def _port(self, found: "re.Match[bytes]") -> bytes:
+        port = str(self.ports.get(int(found[1]), int(found[1])))
+        return f"$4\r\nport\r\n${len(port)}\r\n{port}\r\n".encode()
 
     def _spoil(self, data: bytes) -> bytes:
         spoilt = bytearray(data)

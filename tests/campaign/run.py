@@ -1,6 +1,7 @@
 """One run: a world, its people, its faults, by a schedule; then quiet; then the checker's word."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,7 @@ class Outcome:
     steps: int
     skipped: dict[str, str] = field(default_factory=dict)
     answers: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> float:
@@ -53,6 +55,7 @@ class Outcome:
             "events": len(self.history.events),
             "faults": dict(sorted(self.faults.items())),
             "skipped": self.skipped,
+            "notes": self.notes,
             "revocations": len(self.times),
             "violations": [{"rule": v.rule, "at": round(v.at, 3), "what": v.what} for v in self.violations],
             "worst_time_to_close": round(self.worst, 3),
@@ -90,6 +93,7 @@ async def run(
             done,
             dict(faults.skipped),
             world.answers,
+            faults.notes,
         )
 
 
@@ -135,7 +139,11 @@ async def _calm_down(world: World, people: People) -> None:
         await world.until(lambda node=node: world.look(node), PATIENCE)  # type: ignore[misc]
     await asyncio.sleep(world.schedule.lease + world.schedule.drift + 1.0)
     for channel in CHANNELS:
-        await world.until(lambda channel=channel: people.publish_one(0, channel, f"last-{channel}"), 10)  # type: ignore[misc]
+        tries = itertools.count(1)
+        await world.until(
+            lambda channel=channel, tries=tries: people.publish_one(0, channel, f"last-{channel}-{next(tries)}"),  # type: ignore[misc]
+            10,
+        )
     await asyncio.sleep(4.5)  # the look at positions comes every 2 s and has a patience of 1 s
     world.log(Quiet(time.monotonic()))
     await people.collect()

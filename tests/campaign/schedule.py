@@ -17,6 +17,10 @@ DATABASE = -1
 """In the place of a node."""
 PING = 5.0
 """Seconds between two pings of a gateway."""
+CANCELLING = 1.5
+"""Seconds in which requests are cancelled (F22)."""
+NEW_KIND = 99
+"""Of a row of the log that only a newer version can read (F21)."""
 FIRST = 3.0
 """Seconds before the first fault: everybody is there by then."""
 
@@ -49,6 +53,10 @@ class Schedule:
     """PostgreSQL's: "sync", "async", or none. It is there where a fault needs it."""
     hosts: bool = False
     """Gateways are given both servers' addresses, and not one that is led to the primary."""
+    sentinel: bool = False
+    """Which Valkey is the master is a Sentinel's to say, where there are two."""
+    crowd: int = 0
+    """Sockets that come back at once in F18."""
 
     def only(self, steps: Sequence[Step]) -> "Schedule":
         """The same with these steps alone."""
@@ -198,14 +206,23 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
     ),
     "F14": lambda m: (m.between(1.0, 4.0), {"what": m.some("head", "pool")}),
     "F15": lambda m: (
-        m.between(2.0, 5.0),
+        m.between(4.0, 6.0),
         {"node": m.rng.randrange(DATABASE, m.nodes), "step": m.some("+3600", "-3600", "+31536000")},
     ),
     "F16": lambda m: (1.0, {"node": m._node(), "codec": m.some(*CODECS)}),
     "F17": lambda m: (2 * PING + 4.0, {"node": m._node(), "codec": m.some(*CODECS)}),
+    "F18": lambda m: (20.0, {"node": m._node(), "how": m.some("kill", "everyone")}),
     "F19": lambda m: (m.between(1.0, 4.0), {"garble": m.some("some", "all"), "node": m._node()}),
     "F20": lambda m: (1.5, {"user": m._user()}),
+    "F21": lambda m: (4.0 * m.nodes + 2 * m.lease, {"first": m._node()}),
+    "F22": lambda m: (m.between(1.5, 3.0), {"node": m._node()}),
+    "F23": lambda m: (m.between(1.5, 4.0), {"node": m._node(), "share": round(m.between(0.1, 0.6), 2)}),
     "F24": lambda m: (m.between(1.0, 3.0), {"node": m._node(), "what": m.some("descriptors", "hashes")}),
+    "F25": lambda m: (3.0, {"what": m.some("rotate", "migrate")}),
+    "F26": lambda m: (
+        6.0 + 2 * m.lease,
+        {"age": round(m.between(0.5, 2.5), 3), "alive": m.rng.random() < 0.5, "decide": round(m.between(2.0, 3.0), 3)},
+    ),
 }
 
 # What a node that was just killed, or that hears no hints, is most likely to do wrong is tried more often there.
@@ -216,7 +233,11 @@ COMPANIONS: dict[str, Sequence[str]] = {
     "F12": ("revoke",),
     "F13": ("revoke", "burst"),
     "F8": ("revoke", "everyone"),
+    "F18": (),
+    "F22": ("burst", "revoke", "storm"),
+    "F26": ("revoke",),
 }
+CROWD = 240
 
 
 def make(
@@ -227,6 +248,7 @@ def make(
     faults: Sequence[str] = (),
     lease: float = 0.0,
     standby: str = "",
+    crowd: int = CROWD,
 ) -> Schedule:
     """The schedule of a seed. L is 1 s, in one seed of ten 5 s; `faults` narrows them down."""
     if not lease:
@@ -239,9 +261,12 @@ def make(
     steps.sort(key=lambda step: step.at)
     drift = 0.25 if lease >= 5 else 0.05
     made = Schedule(seed, nodes, seconds, lease, drift, tuple(steps), hosts=maker.rng.random() < 0.5)
-    if "F13" in made.faults():
+    there = set(made.faults())
+    if "F13" in there:
         made = replace(made, standby=standby or ("sync", "async", "async")[seed % 3])
-    return made
+    if {"F4", "F5"} & there:
+        made = replace(made, sentinel=maker.rng.random() < 0.5)
+    return replace(made, crowd=crowd) if "F18" in there else made
 
 
 def _arrivals(maker: Maker) -> Iterator[Step]:
@@ -267,6 +292,5 @@ def _trouble(maker: Maker, seconds: float, names: Sequence[str]) -> Iterator[Ste
         yield Step(round(at, 3), "fault", args)
         for kind in COMPANIONS.get(name, ("revoke",)):
             within = at + maker.rng.uniform(0.0, max(0.4, length))
-            args = maker._burst() if kind == "burst" else maker._everyone() if kind == "everyone" else maker._revoke()
-            yield Step(round(within, 3), kind, args)
+            yield Step(round(within, 3), kind, getattr(maker, f"_{kind}")())
         at += length * (0.3 if maker.rng.random() < 0.15 else 1.0) + maker.rng.uniform(0.5, 3.0)

@@ -7,11 +7,14 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import asyncpg
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 
 from config.servers import Guardian, Place, Postgres, Valkey
 
@@ -66,6 +69,32 @@ class Database(Postgres):
         self._configure(line for line in self._configured() if line.startswith("primary_"))
         self._made.touch()
 
+    def back_up(self) -> None:
+        """A copy of what is there now, while it runs."""
+        shutil.rmtree(self._backup, ignore_errors=True)
+        self._run(
+            *("pg_basebackup", "-D", self._backup, "--checkpoint=fast", "--wal-method=stream", "--no-sync"),
+            *("--no-password", "-d", f"host=127.0.0.1 port={self.port} user=wardgate"),
+        )
+
+    def put_back(self) -> None:
+        """Begin again with the copy, by archive recovery, as restores are done: with a timeline of its own."""
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._backup.rename(self._data)
+        (self._data / "recovery.signal").touch()
+        self.place.own(self._data / "recovery.signal")
+        self._configure(("restore_command = 'false'\n",))
+        self.start()
+        end = time.monotonic() + 20
+        while (self._data / "recovery.signal").exists():
+            if time.monotonic() > end:
+                raise TimeoutError("the backup is not restored")
+            time.sleep(0.02)
+
+    @property
+    def _backup(self) -> Path:
+        return self.folder / "backup"
+
     def left_behind(self) -> None:
         """Start as a server that knows what it knew when it was killed, takes no writes, and follows nobody."""
         (self._data / "standby.signal").touch()
@@ -118,6 +147,17 @@ class Cache(Valkey):
             async with asyncio.timeout(20):
                 while (await here.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - elsewhere
                     await asyncio.sleep(0.05)
+
+    async def deafen(self) -> None:
+        """Hear nothing of the master any more, as a replica."""
+        async with redis.from_url(self.url) as here:
+            await here.config_set("masterauth", "another")
+            await here.execute_command("CLIENT", "KILL", "TYPE", "master")  # type: ignore[no-untyped-call]
+
+    async def hear(self) -> None:
+        """Hear masters again. A Sentinel ends everybody's connections when it promotes."""
+        async with redis.from_url(self.url, retry=Retry(ConstantBackoff(0.2), 20)) as here:
+            await here.config_set("masterauth", "wardgate")
 
     async def lead(self) -> None:
         """Be the master, with what is here."""

@@ -14,6 +14,7 @@ from tests.campaign.history import (
     Failover,
     FaultBegan,
     FaultEnded,
+    Finding,
     Frame,
     History,
     HungUp,
@@ -242,3 +243,21 @@ def test_a_node_that_does_not_hear_itself_may_be_ready_for_three_seconds() -> No
     assert rules(*deaf, Readiness(4.9, 0, True, sent=4.8), Readiness(5.2, 0, False, sent=5.1)) == []
     assert rules(*deaf, Readiness(5.2, 0, True, sent=5.1)) == ["deaf"]
     assert rules(*deaf, Readiness(5.2, 1, True, sent=5.1)) == []
+
+
+def test_a_valid_session_that_is_answered_401_is_named() -> None:
+    refused = Answered(3.0, "s", 0, 401, sent=2.9)
+    assert rules(refused) == ["refusal"]
+    assert rules(Answered(3.0, "s", 0, 503, sent=2.9)) == []
+    assert rules(*revoked(2.8), Closed(2.8, 1, 4501), refused) == []
+    assert rules(Failover(2.0, since=0.8, settled=6.0), refused) == []
+
+
+def test_a_publication_that_stands_in_its_channel_twice_is_named() -> None:
+    again = Delivered(3.5, 1, "chat:a", 13, "p11")
+    assert rules(SUBSCRIBED, *delivered(11, 12), again) == ["delivery"]
+    assert rules(SUBSCRIBED, *delivered(11, 12), Delivered(3.5, 2, "chat:a", 11, "p11")) == []
+
+
+def test_what_the_look_of_a_fault_finds_is_a_violation() -> None:
+    assert rules(Finding(3.0, "F22", "a transaction is open")) == ["F22"]

@@ -41,3 +41,10 @@ def test_steps_are_in_order_and_in_time() -> None:
 def test_a_standby_is_there_where_a_fault_needs_it() -> None:
     assert {make(seed, seconds=20, faults=("F13",)).standby for seed in range(3)} == {"sync", "async"}
     assert make(1, seconds=20, faults=("F1",), standby="sync").standby == ""
+
+
+def test_a_sentinel_and_a_crowd_are_there_where_a_fault_needs_them() -> None:
+    assert {make(seed, seconds=20, faults=("F4",)).sentinel for seed in range(8)} == {True, False}
+    assert not make(1, seconds=20, faults=("F1",)).sentinel
+    assert make(1, seconds=20, faults=("F18",), crowd=7).crowd == 7
+    assert make(1, seconds=20, faults=("F1",), crowd=7).crowd == 0

@@ -27,9 +27,11 @@ from config import logging, migrate
 from config.database import connect
 from config.dev import Secrets, fill
 from config.servers import Guardian, Place, ServerError, free_port
+from config.settings import Database as DatabaseSettings
 from config.settings import Settings, with_values
 from gateway.supervisor import Supervisor, listen
 from sessions import registration
+from tests.broker.sentinel import MASTER, Sentinel, url_by
 from tests.campaign.client import Client
 from tests.campaign.history import Event, History, Readiness
 from tests.campaign.proxy import Proxy
@@ -38,7 +40,9 @@ from tests.campaign.standby import FAKETIME, Cache, Database, attach, faked, pro
 
 CAP = 4
 READY = 40.0
-DISK = "200m"
+DISK = "400m"
+RATE = 80
+"""Connections a second that a gateway lets in."""
 
 FASTER = {
     "auth.bcrypt_cost": 4,
@@ -49,6 +53,8 @@ FASTER = {
     "client.presence_update_interval": 5.0,
     "client.ping_interval": PING,
     "client.pong_timeout": 3.0,
+    "client.connection_rate_limit": RATE,
+    "client.connections_per_address": 1,
     "log.level": "warning",
 }
 
@@ -81,9 +87,12 @@ def with_ports(url: str, *ports: int) -> str:
 class Node:
     """One gateway."""
 
-    def __init__(self, index: int, port: int, postgres: list[Proxy], valkey: Proxy, faketime: Path | None) -> None:
+    def __init__(
+        self, index: int, port: int, postgres: list[Proxy], caches: list[Proxy], faketime: Path | None, version: Path
+    ) -> None:
         self.index, self.port = index, port
-        self.postgres, self.valkey = postgres, valkey  # of PostgreSQL one, or one for each of two servers
+        self.postgres, self.caches = postgres, caches  # of each kind one, or one for each of two servers
+        self.version = version  # of its workers: which rows they can read is in this file
         self.led = -1  # which of two servers it is led to, whichever is the primary
         self.faketime = faketime
         self.supervisor: Supervisor
@@ -92,6 +101,16 @@ class Node:
     def pid(self) -> int:
         """The worker's, 0 while there is none."""
         return next(iter(self.supervisor.pids), 0)
+
+    @property
+    def valkey(self) -> Proxy:
+        """The only one."""
+        return self.caches[0]
+
+    def garble(self, share: float) -> None:
+        """So many of the hints that come to it are spoilt."""
+        for proxy in self.caches:
+            proxy.garble = share
 
     @property
     def url(self) -> str:
@@ -116,8 +135,10 @@ class World:
         self.small_disk = False  # PostgreSQL's is one that can be filled
         self.caches: list[Cache] = []
         self.master = 0
-        self.stream: Proxy  # between the master and its replica
+        self.stream: Proxy  # between the master and its replica, where no Sentinel sets them up
+        self.sentinel: Sentinel | None = None
         self.api_key = ""
+        self.settings: Settings
         self.ids = itertools.count(1)
         self._secrets = Secrets.make()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -179,6 +200,8 @@ class World:
             *(asyncio.to_thread(start) for start in (self.postgres.start, *(c.start for c in self.caches)))
         )
         await self.replicate()
+        if self.schedule.sentinel:
+            await self._watched(stack, place, guardian)
         await migrate.apply(self.postgres.url)
         async with self.sql() as connection:
             await connection.execute(
@@ -198,6 +221,33 @@ class World:
             await asyncio.gather(*(node.supervisor.ready() for node in self.nodes))
         stack.push_async_callback(self._hang_up)
         stack.push_async_callback(self.idle)
+        if self.sentinel is not None:
+            self.keep(self._follow_elections(self.sentinel))
+
+    async def _watched(self, stack: contextlib.AsyncExitStack, place: Place, guardian: Guardian) -> None:
+        """A Sentinel watches both Valkeys, and knows the replica."""
+        self.sentinel = sentinel = Sentinel(place, self.valkey.port, guardian=guardian)
+        await asyncio.to_thread(sentinel.start)
+        stack.push_async_callback(asyncio.to_thread, sentinel.stop)
+        if not await self.until(self.whole, 20):
+            raise ServerError("the sentinel does not find the replica")
+
+    async def whole(self) -> bool:
+        """Whether the Sentinel knows a replica that is well."""
+        try:
+            return self.sentinel is None or await self.sentinel.replicas() == 1
+        except (redis.RedisError, OSError):
+            return False
+
+    async def _follow_elections(self, sentinel: Sentinel) -> None:
+        """The master is whom the Sentinel names."""
+        ports = [cache.port for cache in self.caches]
+        async with redis.Redis.from_url(sentinel.url) as asked:
+            while True:
+                with contextlib.suppress(redis.RedisError, OSError, ValueError):
+                    found: Any = await asked.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)  # type: ignore[no-untyped-call]
+                    self.master = ports.index(int(found[1]))
+                await asyncio.sleep(0.1)
 
     async def _small_disk(self, stack: contextlib.AsyncExitStack, folder: Path) -> None:
         """A disk of its own, where we may mount one."""
@@ -212,17 +262,22 @@ class World:
             postgres = [Proxy(lambda d=database: d.port, self.rng) for database in self.databases]  # type: ignore[misc]
         else:
             postgres = [Proxy(lambda: self._leads(index).port, self.rng)]
-        valkey = Proxy(lambda: self.valkey.port, self.rng)
-        for proxy in (*postgres, valkey):
+        caches = [Proxy(lambda: self.valkey.port, self.rng)]
+        if self.sentinel is not None:
+            caches = [Proxy(lambda c=cache: c.port, self.rng) for cache in self.caches]  # type: ignore[misc]
+        for proxy in (*postgres, *caches):
             await proxy.start()
             stack.push_async_callback(proxy.close)
+        url = await self._url_of_valkey(stack, caches)
         sockets = listen("127.0.0.1", 0)
         port = int(sockets[0].getsockname()[1])
         steps = {s.args["node"] for s in self.schedule.steps if s.action == "fault" and s.args["name"] == "F15"}
         clock = self.folder / f"clock-{index}" if FAKETIME is not None and index in steps else None
         if clock is not None:
             clock.write_text("+0")
-        node = Node(index, port, postgres, valkey, clock)
+        version = self.folder / f"version-{index}"
+        version.write_text("1")
+        node = Node(index, port, postgres, caches, clock, version)
         metrics = Path(tempfile.mkdtemp(prefix="metrics-", dir=self.folder))
         own = fill(Settings(), self._secrets, port=port)
         settings = with_values(
@@ -230,9 +285,10 @@ class World:
             {
                 **FASTER,
                 "database.url": with_ports(self.postgres.url, *(proxy.port for proxy in postgres)),
-                "redis.url": with_ports(self.valkey.url, valkey.port),
+                "redis.url": url,
             },
         )
+        self.settings = settings
         self.api_key = settings.http_api.key.get_secret_value()
         node.supervisor = Supervisor(
             workers=1,
@@ -247,9 +303,19 @@ class World:
         node.supervisor.launch()
         await node.supervisor.start(settings, dev=True)
 
+    async def _url_of_valkey(self, stack: contextlib.AsyncExitStack, caches: list[Proxy]) -> str:
+        """The setting of one gateway. A Sentinel's answers name its own proxies in the servers' places."""
+        if self.sentinel is None:
+            return with_ports(self.valkey.url, caches[0].port)
+        asked = Proxy(lambda port=self.sentinel.port: port, self.rng)  # type: ignore[misc]
+        asked.ports = {cache.port: proxy.port for cache, proxy in zip(self.caches, caches, strict=True)}
+        await asked.start()
+        stack.push_async_callback(asked.close)
+        return url_by(asked.port)
+
     def _command(self, node: Node) -> tuple[str, ...]:
         """A shell puts the worker's words into a file and becomes the worker."""
-        words = [f"CAMPAIGN_BLOCK={2 * self.schedule.lease}"]
+        words = [f"CAMPAIGN_BLOCK={2 * self.schedule.lease}", f'CAMPAIGN_VERSION="$(cat "{node.version}")"']
         if node.faketime is not None:
             words += faked(node.faketime)
         log = self.folder / f"node-{node.index}.log"
@@ -258,8 +324,7 @@ class World:
 
     async def _mourn(self, node: str) -> None:
         """What `run.py` does: a dead worker's registration goes at once (in every other run; else its peers do it)."""
-        database = with_values(Settings(), {"database.url": self.postgres.url}).database
-        connection = await connect(database, timeout=2.0)
+        connection = await connect(self.database, timeout=2.0)
         try:
             await registration.remove(connection, node)
         finally:
@@ -306,6 +371,14 @@ class World:
                 return Answer(
                     response.status, msgspec.json.decode(text) if text[:1] in (b"{", b"[") else None, sent, at
                 )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+
+    async def text(self, node: int, path: str) -> str:
+        """What a node answers, as text."""
+        try:
+            async with self.http.get(self.nodes[node].url + path, timeout=aiohttp.ClientTimeout(total=3)) as response:
+                return await response.text()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from error
 
@@ -356,6 +429,11 @@ class World:
         return self.databases[self.primary]
 
     @property
+    def database(self) -> DatabaseSettings:
+        """The primary as a command is told of it."""
+        return with_values(Settings(), {"database.url": self.postgres.url}).database
+
+    @property
     def standby(self) -> Database:
         """The other one."""
         return self.databases[1 - self.primary]
@@ -369,7 +447,7 @@ class World:
         """The other Valkey, if there is one, becomes the master's replica."""
         for cache in self.caches:
             if cache is not self.valkey:
-                await cache.follow(self.stream.port)
+                await cache.follow(self.valkey.port if self.schedule.sentinel else self.stream.port)
 
     def _leads(self, node: int) -> Database:
         led = self.nodes[node].led if node < len(self.nodes) else -1
