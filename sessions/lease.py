@@ -50,6 +50,7 @@ class Head(NamedTuple):
     settled: bool = False  # some process has renewed against this server start for L + d (6b)
     origin: str = ""  # which database this is
     vouched: str = ""  # the one that the head row names: somebody remembers the log up to there (4d)
+    decided: Place | None = None  # the era that the operator's last decision about a restored database began
 
 
 class Unreadable(NamedTuple):
@@ -105,6 +106,8 @@ class Lease:
         if not reply.pair:
             self._pending.clear()
             return Next.REWIND
+        if self.went_back and sent < self.fresh_until:  # a restart in the middle, which lost nothing of ours
+            self.went_back = reply.start
         if reply.head.version != PROTOCOL_VERSION:
             self._pending.clear()
             return Next.REFUSE

@@ -260,6 +260,12 @@ class Memory:
         """The era rows of this chain as far as they are known, newest first."""
         return [Place(number * ERA, self._eras[number]) for number in sorted(self._eras, reverse=True)]
 
+    def predates(self, decision: Place) -> bool:
+        """4d: whether that era began after all that is remembered here: it is none of this chain's, and not so old that
+        it was forgotten."""
+        known = self.eras()
+        return decision not in known and decision.seq > known[-1].seq
+
     def rewind(self, to: Place) -> bool:
         """4c: back to `to`, which is on this chain, or before its floor and on the same log. Rows after it become
         loose: they go on judging until they are put back. A bound of an era that is lost with them is cut down to that

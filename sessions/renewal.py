@@ -52,6 +52,7 @@ SELECT EXISTS (SELECT FROM beat) AS registered,
     h.seq AS head_seq, h.id AS head_id, h.era_id, h.lease_seconds, h.drift_seconds, h.protocol_version, h.chain,
     h.settled_start IS NOT DISTINCT FROM pg_postmaster_start_time() AS settled,
     database_origin() AS origin, h.origin AS vouched,
+    (SELECT seq FROM revocation_log WHERE id = h.decided) AS decided_seq, h.decided,
     {COLUMNS}
 FROM revocation_head h
 LEFT JOIN LATERAL (SELECT * FROM revocation_log WHERE seq > $2 ORDER BY seq LIMIT {PAGE}) l ON true
@@ -304,8 +305,10 @@ class Renewal:
     async def _doubt(self, connection: Connection, head: Head) -> None:
         """4d: without a common row this process stays frozen until somebody vouches for what the database has. Then it
         goes on from before its floor, or begins anew, as one that was just started. The head row stops to vouch for
-        it, so that no other starts."""
-        if head.vouched == head.origin and (self._doubted or later(head.origin, self.lease.origin)):
+        it, so that no other starts. An operator who has decided meanwhile, while this process was away, vouches."""
+        memory = self._applier.memory
+        decided = head.decided is not None and memory is not None and memory.predates(head.decided)
+        if head.vouched == head.origin and (self._doubted or decided or later(head.origin, self.lease.origin)):
             forked = await self._fork(connection)
             if not forked:
                 self._forgotten += self._applier.begin_anew()
@@ -314,8 +317,8 @@ class Renewal:
             self._on_reply(())
             return
         if not self.lost:
-            assert self._applier.memory is not None  # noqa: S101 - a pair was sent
-            log.critical("log_lost", floor=self._applier.memory.floor.seq)
+            assert memory is not None  # noqa: S101 - a pair was sent
+            log.critical("log_lost", floor=memory.floor.seq)
         self.lost, self.why = True, LOST
         self._on_reply(())
         if head.vouched == head.origin:
@@ -408,6 +411,7 @@ def _reply(records: Sequence[Any]) -> Reply:
         first["settled"],
         first["origin"],
         first["vouched"] or "",
+        Place(first["decided_seq"], first["decided"].hex) if first["decided_seq"] is not None else None,
     )
     rows = tuple(row_of(record) for record in records if record["seq"] is not None)
     return Reply(first["registered"], first["pair"], first["start"], first["now"], head, rows)

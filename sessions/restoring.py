@@ -34,7 +34,7 @@ FROM revocation_head h
 _COUNT = f"SELECT count(*) AS sessions, count(DISTINCT s.subject) AS users FROM sessions s WHERE {log.LIVE}"  # noqa: S608
 # The numbers after the head may have been used before: what follows stands in an era of its own.
 _BEGIN_ERA = "UPDATE revocation_head SET server_start = '-infinity'"
-_VOUCH = "UPDATE revocation_head SET origin = database_origin() RETURNING origin"
+_VOUCH = "UPDATE revocation_head SET origin = database_origin(), decided = $1::uuid"
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -113,8 +113,8 @@ async def revoke_all(connection: Connection, *, reason: str, message: str = "") 
         await connection.execute(_BEGIN_ERA)
         await _record(connection, "database.restored", before, {"revoked": "all", "reason": reason, "receipt": receipt})
         written = await log.write(connection, [log.Group(receipt, [entry.draft(receipt)], actor="cli")])
-        await connection.execute(_VOUCH)
-    [committed] = written.receipts
+        [committed] = written.receipts
+        await connection.execute(_VOUCH, committed.position.era)
     return committed
 
 
@@ -124,7 +124,8 @@ async def nothing_lost(connection: Connection) -> None:
         before = await _look(connection, "FOR UPDATE")
         await connection.execute(_BEGIN_ERA)
         await _record(connection, "database.vouched", before, {})
-        await connection.execute(_VOUCH)
+        position, _ = await log.head(connection)
+        await connection.execute(_VOUCH, position.era)
 
 
 async def _record(connection: Connection, action: audit.Action, before: Any, detail: dict[str, str]) -> None:

@@ -423,7 +423,7 @@ class Faults:
         self.notes.append(
             f"{name}: {crowd.size} sockets, {now - storm:.1f} s, logins {median:.2f} s, at most {worst:.2f} s"
         )
-        if not back:
+        if not back and crowd.away > crowd.size / 20:
             self._found(name, f"{crowd.away} of {crowd.size} are not back after {now - storm:.0f} s", since=began)
         if median > STARVED:
             self._found(name, f"a login took {median:.1f} s while {crowd.size} sockets came back", since=began)

@@ -1,5 +1,6 @@
 """The lease's state machine, the offset of clocks, the watch over beats, and the verdict on a receipt. Pure."""
 
+import msgspec
 import pytest
 
 from sessions.lease import Head, Lease, Next, Offset, Reply, later
@@ -258,3 +259,26 @@ def test_4d_who_was_not_there_before_a_change_vouches_for_nothing_and_nobody_for
     lease = Lease()
     assert lease.receive(named("7/1/9", "7/1/9", start=1.0), sent=0.0, arrived=0.0) is Next.APPLY
     assert lease.receive(named("7/1/9", "lost", start=1.0), sent=1.0, arrived=1.0) is Next.WAIT
+
+
+def went_back(lease: Lease) -> None:
+    """It was fresh, the server was put back, and it found its way back to a row that is there."""
+    memory = Memory(HEAD, E1)
+    assert lease.receive(named("7/1/9", "7/1/9", start=1.0), sent=0.0, arrived=0.0) is Next.APPLY
+    lease.settle(memory)
+    lost = msgspec.structs.replace(named("7/1/9", "lost", start=2.0), pair=False)
+    assert lease.receive(lost, sent=1.0, arrived=1.0) is Next.REWIND
+    lease.went_back = 2.0
+
+
+def test_4d_a_restart_in_the_middle_of_a_doubt_made_all_wait_for_the_operator() -> None:
+    lease = Lease()
+    went_back(lease)
+    for start in (2.0, 3.0, 4.0):
+        assert lease.receive(named("7/1/9", "lost", start=start), sent=start, arrived=start) is Next.APPLY
+
+
+def test_4d_who_went_back_and_was_away_for_longer_than_its_lease_vouches_no_more() -> None:
+    lease = Lease()
+    went_back(lease)
+    assert lease.receive(named("7/1/9", "lost", start=3.0), sent=5.1, arrived=5.1) is Next.WAIT

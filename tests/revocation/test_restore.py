@@ -293,3 +293,32 @@ async def test_4d_what_was_remembered_was_lost_when_the_database_failed_as_the_p
         await failed.wait()
         while [(r["kind"], r["sid"]) for r in (await own_database.rows())[-2:]] != [(3, ""), (1, "s1")]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_4d_a_process_that_came_after_the_operators_decision_doubted_it_again(
+    own_database: Cluster, backups: Backups
+) -> None:
+    """It could not reach the database while that was put back, and remembers what is lost."""
+    old = await own_database.start()
+    await own_database.session("s1")
+    await own_database.session("s2")
+    await backups.take()
+    await until(old.revocations.fresh, within=10)
+    await revoke_at_last(old, ending("s1"))
+    await old.close()
+    own_database.processes.remove(old)
+    young = await own_database.start()
+    await revoke_at_last(young, ending("s2"))
+    young.cut_lease()
+    await backups.put_back(recovered=False)
+    await decided(own_database)
+    serving = await own_database.start(ready=False)
+    await until(serving.revocations.fresh, within=10)
+    young.connecting = True
+    await until(young.revocations.fresh, within=10)
+    assert young.revocations.figures()["log_lost"] == 0
+    assert (await head(own_database))[0] != "lost"
+    async with asyncio.timeout(10):
+        while [(r["kind"], r["sid"]) for r in (await own_database.rows())[-2:]] != [(3, ""), (1, "s2")]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # it puts back what it remembers
+    await until(serving.revocations.fresh, within=10)
