@@ -23,6 +23,7 @@ from auth.external import ExternalTokens
 from auth.factor_routes import FactorRoutes, MaybeCode
 from auth.factors import Factors
 from auth.freshness import Freshness
+from auth.humans import Humans
 from auth.identity import READING, Identity
 from auth.key_routes import KeyRoutes
 from auth.keys import Keys, key_sealer
@@ -31,7 +32,7 @@ from auth.mailbox_routes import MailboxRoutes, Text, who_asks
 from auth.passkeys import Passkeys
 from auth.passwords import Passwords
 from auth.person_routes import PersonRoutes
-from auth.service import NO_BAN, Client, Held, LoggedIn, Users
+from auth.service import NO_BAN, Client, Held, LoggedIn, Users, registrable
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from auth.totp import Codes
@@ -83,33 +84,37 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A new account. `mode` as in a login."""
+    """A new account. `mode`, `proof` as in a login."""
 
     email: Text
     password: Text
     display_name: Text = ""
     mode: Mode = "cookie"
+    proof: Text = ""
 
 
 class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`mode` "cookie" sets the session cookie; "token", for native and game clients, gives tokens instead. Without
-    `remember` the cookie goes with the browser's end, and the session's life is sessions.absolute_unremembered."""
+    `remember` the cookie goes with the browser's end, and the session's life is sessions.absolute_unremembered.
+    `proof`: the answer to the challenge that `challenge_required` asked for."""
 
     email: Text
     password: Text
     mode: Mode = "cookie"
     remember: bool = True
+    proof: Text = ""
 
 
 class FinishLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`challenge` of `second_factor_required`; `code` of the app, or a recovery code, or a `passkey`'s answer to
-    /auth/login/factor/options. `mode`, `remember` as in a login: what counts is what is said here."""
+    /auth/login/factor/options. `mode`, `remember`, `proof` as in a login: what counts is what is said here."""
 
     challenge: Text
     code: MaybeCode = ""
     passkey: Assertion | None = None
     mode: Mode = "cookie"
     remember: bool = True
+    proof: Text = ""
 
 
 class FactorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -246,9 +251,10 @@ class AccountRoutes:
         sessions: Sessions,
         tokens: AccessTokens,
         keys: Keys,
+        throttle: Throttle,
         settings: Settings,
     ) -> None:
-        self._people, self._mailboxes, self._settings = people, mailboxes, settings
+        self._people, self._mailboxes, self._settings, self._throttle = people, mailboxes, settings, throttle
         self._sessions, self._tokens, self._keys = sessions, tokens, keys
 
     def routes(self) -> list[Route]:
@@ -263,6 +269,7 @@ class AccountRoutes:
                 status=201,
                 also=(202,),
                 errors=(
+                    "challenge_required",
                     "cross_site",
                     "forbidden",
                     "unauthenticated",
@@ -294,6 +301,7 @@ class AccountRoutes:
                 body=LogIn,
                 result=LoggedInView,
                 errors=(
+                    "challenge_required",
                     "cross_site",
                     "forbidden",
                     "invalid_credentials",
@@ -311,6 +319,7 @@ class AccountRoutes:
                 body=FinishLogIn,
                 result=LoggedInView,
                 errors=(
+                    "challenge_required",
                     "cross_site",
                     "forbidden",
                     "unauthenticated",
@@ -440,6 +449,9 @@ class AccountRoutes:
         client = await self._client(call, body.mode)
         if body.mode == "token":
             client = client._replace(held=await _bearer(call.request))
+        if self._settings.auth.challenge.on_register:
+            registrable(self._settings.auth, body.email, body.password, body.display_name)  # a proof is good once
+            await self._throttle.prove(body.proof, call.address)
         if self._settings.auth.verify_email:
             await self._mailboxes.register(body.email, body.password, body.display_name, client)
             return reply(Nothing(), status=202)
@@ -448,7 +460,7 @@ class AccountRoutes:
 
     async def log_in(self, call: Call[LogIn, Nothing]) -> LoggedInView:
         body = call.body
-        client = await self._who_logs_in(call, body.mode, body.remember)
+        client = (await self._who_logs_in(call, body.mode, body.remember))._replace(proof=body.proof)
         done = await self._people.log_in(body.email, body.password, body.mode, client)
         return await self._logged_in(call, done)
 
@@ -456,7 +468,7 @@ class AccountRoutes:
         body = call.body
         if bool(body.code) == (body.passkey is not None):
             raise invalid("code", "either a code or a passkey")
-        client = await self._who_logs_in(call, body.mode, body.remember)
+        client = (await self._who_logs_in(call, body.mode, body.remember))._replace(proof=body.proof)
         done = await self._people.finish_login(body.challenge, body.code, body.passkey, body.mode, client)
         return await self._logged_in(call, done)
 
@@ -678,12 +690,15 @@ class Accounts:
         self._operators = OperatorRoutes(pool, settings)
         self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
         self.passwords = Passwords(settings.auth)
+        self._humans = Humans(settings.auth.challenge)
         throttle = Throttle(
             pipe,
             prefix=settings.redis.prefix,
             secret=secret.encode(),
             clock=clock,
             allow=settings.auth.rate_limit_allow,
+            humans=self._humans,
+            per_hour=settings.auth.challenge.after,
         )
         today, *previous = settings.sessions.secrets
         devices = DeviceCookies(today, previous, now=now)
@@ -732,7 +747,7 @@ class Accounts:
         self._mailboxes = MailboxRoutes(mailboxes)
         erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs)
         self._persons = PersonRoutes(pool, revocations, erasure, throttle, freshness, settings.auth)
-        self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, settings)
+        self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, throttle, settings)
         self.cookies = CookieStorage(sessions, secure=secure)
 
     async def start(self) -> None:
@@ -746,6 +761,7 @@ class Accounts:
         await self.jobs.close()
         await self._chain.close()
         await self.webhooks.close()
+        await self._humans.close()
         await self.people.close()
         await self.api_keys.close()
         await self.keys.close()

@@ -61,7 +61,8 @@ class Held(NamedTuple):
 class Client(NamedTuple):
     """Who asks: the address as far as it can be trusted, the user agent, and what came along: the sid of the session
     that another one replaces whoever's it is, the session that is taken over if it is a guest's, the value that a known
-    device has, the languages that are asked for (Accept-Language), and whether a login is to outlive the browser."""
+    device has, the languages that are asked for (Accept-Language), whether a login is to outlive the browser, and the
+    answer to a challenge that a program cannot solve."""
 
     address: str
     device: str
@@ -70,6 +71,7 @@ class Client(NamedTuple):
     held: Held | None = None
     language: str = ""
     remember: bool = True
+    proof: str = ""
 
 
 class Ledger(Protocol):
@@ -188,7 +190,7 @@ class Users:
             raise invalid("email", f"at most {users.MAX_EMAIL} characters")
         key = users.email_key(email)
         device = self._devices.recognise(key, client.known_by)
-        async with self._throttle.attempt(client.address, key, device=device) as attempt:
+        async with self._throttle.attempt(client.address, key, device=device, proof=client.proof) as attempt:
             with translated():
                 account = await users.by_email(self._pool, key)
             verdict = await self._passwords.check(account and account.password_hash, normal)
@@ -218,7 +220,7 @@ class Users:
         begun = passkey and self._passkeys.begun(passkey, passkeys.factor_for(asked.id))
         device = self._devices.recognise(account.email_key, client.known_by)
         async with (
-            self._throttle.attempt(client.address, account.email_key, device=device) as attempt,
+            self._throttle.attempt(client.address, account.email_key, device=device, proof=client.proof) as attempt,
             self._passkeys.watched(client.address),
         ):
             if not await self._throttle.permits("challenge", asked.id, TRIES):

@@ -10,6 +10,9 @@ A device that is proven to be the account's (`devices`; for a change of password
 itself alone, like an account from one address: neither a crowd elsewhere nor strangers behind the same address hold its
 owner back.
 
+Where there is a challenge that people solve (`humans`), the third does not end in waiting: whoever solves one goes on,
+from there and for that attempt, so that nobody can lock an owner out for long.
+
 Only what an address has left is told, in the RateLimit fields of the answer: what an account has left would tell of it.
 Addresses that the operator lets go free (`auth.rate_limit_allow`) are asked for their accounts alone.
 
@@ -28,11 +31,12 @@ import ipaddress
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
 
+from auth.humans import Humans
 from config.clock import Clock
 from config.http import Problem, address_prefix, tell_limit
 from config.redis import Pipe, Script, Unavailable
@@ -58,6 +62,7 @@ SHARED = Limits()
 LOCAL = Limits(address_burst=20, address_interval=15.0, account_burst=10, account_interval=360.0, free=3)
 LOCAL_ENTRIES = 10_000
 WAITERS = 256
+PROOFS_PER_HOUR = 60  # answers to challenges from one address: each is a question to somebody else
 UNCHECKED = frozenset({"busy", "frozen", "unavailable", "second_factor_required"})
 """Problems with which an attempt ends undecided: before its password was checked, or with a right one that is only half
 of what is asked. That gives back what the attempt took, and forgives no failure: else who knows the password could go
@@ -69,7 +74,7 @@ class Names(NamedTuple):
     """The keys of one attempt: address, (account, address), account, and whether that pair is known.
 
     `device`: it comes from a device of the account's; then `pair` is (account, device), and no other is counted in.
-    `free`: the address is not limited.
+    `free`: the address is not limited. `proven`: a challenge was solved, so the account's own limit is not asked.
     """
 
     address: str
@@ -78,6 +83,7 @@ class Names(NamedTuple):
     known: str
     device: bool = False
     free: bool = False
+    proven: bool = False
 
 
 class Left(NamedTuple):
@@ -96,7 +102,8 @@ class Left(NamedTuple):
 
 class Taken(NamedTuple):
     """What an attempt took beside the pair's, for giving it back; or, when `wait` > 0, how many seconds it is refused.
-    `left`: of the address; None where that is not limited.
+    `left`: of the address; None where that is not limited. `account_alone`: nothing else refuses it than what the
+    account has left. `known`: it comes from a device or an address that has logged in to the account before.
 
     What is taken from the account tells who is not known there: neither by the address nor as a device.
     """
@@ -105,6 +112,8 @@ class Taken(NamedTuple):
     from_address: bool = False
     from_account: bool = False
     left: Left | None = None
+    account_alone: bool = False
+    known: bool = False
 
 
 class Counters(Protocol):
@@ -134,25 +143,55 @@ class Counters(Protocol):
 class Throttle:
     """The limits of this process, shared through Redis with all others."""
 
-    def __init__(self, pipe: Pipe, *, prefix: str, secret: bytes, clock: Clock, allow: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        pipe: Pipe,
+        *,
+        prefix: str,
+        secret: bytes,
+        clock: Clock,
+        allow: Iterable[str] = (),
+        humans: Humans | None = None,
+        per_hour: int = SHARED.account_burst,
+    ) -> None:
         networks = [ipaddress.ip_network(network, strict=False) for network in allow]
         self._free = functools.lru_cache(8192)(lambda text: _inside(text, networks))
-        self._shared = RedisCounters(pipe, SHARED)
-        self._local = LocalCounters(LOCAL, now=clock.now)
+        stricter = max(1, per_hour // 2)
+        self._shared = RedisCounters(pipe, SHARED._replace(account_burst=per_hour, account_interval=3600 / per_hour))
+        self._local = LocalCounters(
+            LOCAL._replace(account_burst=stricter, account_interval=3600 / stricter), now=clock.now
+        )
+        self._humans = humans
         self._prefix, self._clock = prefix, clock
         self._key = derive(secret, "throttle")
         self._leave_redis_until = float("-inf")
         self._turns = Turns(WAITERS)
 
     @asynccontextmanager
-    async def attempt(self, address: str, account: str, *, device: str = "") -> AsyncIterator["Attempt"]:
+    async def attempt(
+        self, address: str, account: str, *, device: str = "", proof: str | None = None
+    ) -> AsyncIterator["Attempt"]:
         """One check of a password for `account` (any text that names it) from `address`, or from a proven `device`.
+        `proof`: the answer to a challenge, "" for none yet; None where none can be given.
 
-        Problem `too_many_attempts` with Retry-After before the block is entered. In the block call `succeeded` when the
-        password was right; leaving it without a word, or by cancellation, means wrong. A server that was away or a pool
-        that was full before the check (UNCHECKED) is held against nobody.
+        Before the block is entered: Problem `too_many_attempts` with Retry-After; with `proof`, where a challenge is
+        all that lacks, `challenge_required` (and busy, unavailable). In the block call `succeeded` when the password
+        was right; leaving it without a word, or by cancellation, means wrong. A server that was away or a pool that was
+        full before the check (UNCHECKED) is held against nobody.
         """
         names = self._names(address, account, device)
+        async with AsyncExitStack() as stack:
+            try:
+                attempt = await stack.enter_async_context(self._admitted(names))
+            except _AccountOver:
+                if proof is None or self._humans is None or not self._humans.on:
+                    raise
+                await self.prove(proof, address)
+                attempt = await stack.enter_async_context(self._admitted(names._replace(proven=True)))
+            yield attempt
+
+    @asynccontextmanager
+    async def _admitted(self, names: Names) -> AsyncIterator["Attempt"]:
         async with self._turns.turn(names.pair):
             counters, taken = await self._take(names)
             attempt = Attempt(self, counters, names, taken)
@@ -163,19 +202,27 @@ class Throttle:
                     await self._finish(counters.withdraw(names, taken))
                 raise
 
-    async def make(self, what: Literal["register", "guest", "letters"], address: str, per_hour: int) -> None:
+    async def prove(self, proof: str, address: str) -> None:
+        """Returns where a challenge was solved. Problems: challenge_required, too_many_attempts, busy, unavailable."""
+        assert self._humans is not None  # noqa: S101 - who asks for it has looked
+        if not proof:
+            raise self._humans.required()
+        await self.make("proofs", address, PROOFS_PER_HOUR)
+        await self._humans.prove(proof, address)
+
+    async def make(self, what: Literal["register", "guest", "letters", "proofs"], address: str, per_hour: int) -> None:
         """One of these more from `address`; 0 means without limit. Problem `too_many_attempts`."""
         if per_hour and not self._free(address):
             wait, left = await self._one(what, address_prefix(address), per_hour)
             tell_limit(what, *left)
             if wait:
-                raise _too_many(wait)
+                raise TooMany(wait)
 
     async def some(self, what: str, value: str, per_hour: int) -> None:
         """`what` once more for `value`, of which an hour has so many. Problem `too_many_attempts`."""
         wait, _ = await self._one(what, value, per_hour)
         if wait:
-            raise _too_many(wait)
+            raise TooMany(wait)
 
     async def permits(self, what: str, value: str, per_hour: int) -> bool:
         """The same, answered."""
@@ -210,7 +257,7 @@ class Throttle:
         if taken.left is not None:
             tell_limit("address", *taken.left)
         if taken.wait:
-            raise _too_many(taken.wait)
+            raise (_AccountOver if taken.account_alone else TooMany)(taken.wait)
         return counters, taken
 
     async def _either(self, shared: Callable[[], Any], local: Callable[[], Any]) -> Any:
@@ -262,7 +309,7 @@ class Attempt:
     @property
     def known(self) -> bool:
         """Whether it comes from a device or an address that has logged in to the account before."""
-        return not self._taken.from_account
+        return self._taken.known
 
     async def succeeded(self) -> None:
         """The password was right."""
@@ -270,8 +317,15 @@ class Attempt:
         await self._throttle._finish(self._counters.succeed(self._names, self._taken))
 
 
-def _too_many(wait: float) -> Problem:
-    return Problem("too_many_attempts", "try again later", retry_after=int(wait) + 1)
+class TooMany(Problem):
+    """Refused for so many seconds."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__("too_many_attempts", "try again later", retry_after=int(wait) + 1)
+
+
+class _AccountOver(TooMany):
+    """By what the account has left, and by nothing else."""
 
 
 class Turns:
@@ -326,23 +380,25 @@ local account_burst, account_interval = tonumber(ARGV[3]), tonumber(ARGV[4])
 local free, cap, forget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local pair = redis.call('HMGET', KEYS[2], 'count', 'until')
 local count, blocked = tonumber(pair[1] or '0'), tonumber(pair[2] or '0')
-local wait, more, address, account = math.max(0, blocked - now)
+local wait, alone, more, address, account = math.max(0, blocked - now), 0
 if ARGV[10] == '0' then
     address, more = bucket(KEYS[1], address_burst, address_interval)
     wait = math.max(wait, more)
 end
-if ARGV[9] == '0' and redis.call('EXISTS', KEYS[4]) == 0 then
+local known = ARGV[9] == '1' and 1 or redis.call('EXISTS', KEYS[4])
+if known == 0 and ARGV[11] == '0' then
     account, more = bucket(KEYS[3], account_burst, account_interval)
+    if wait == 0 and more > 0 then alone = 1 end
     wait = math.max(wait, more)
 end
-if wait > 0 then return {wait, 0, 0, address and address - address_interval - now or -1} end
+if wait > 0 then return {wait, 0, 0, address and address - address_interval - now or -1, alone, known} end
 if address then fill(KEYS[1], address) end
 if account then fill(KEYS[3], account) end
 count = count + 1
 if count >= free then blocked = now + math.min(cap, 1000 * 2 ^ math.min(count - free, 30)) end
 redis.call('HSET', KEYS[2], 'count', count, 'until', string.format('%.0f', blocked))
 redis.call('PEXPIRE', KEYS[2], forget)
-return {0, address and 1 or 0, account and 1 or 0, address and address - now or -1}
+return {0, address and 1 or 0, account and 1 or 0, address and address - now or -1, 0, known}
 """
 )
 
@@ -389,7 +445,7 @@ class RedisCounters:
 
     async def take(self, names: Names) -> Taken:
         limits = self._limits
-        wait, from_address, from_account, spent = await self._run(
+        wait, from_address, from_account, spent, alone, known = await self._run(
             _TAKE,
             names[:4],
             limits.address_burst,
@@ -402,9 +458,10 @@ class RedisCounters:
             self._pipe.deadline(),
             int(names.device),
             int(names.free),
+            int(names.proven),
         )
         left = None if names.free else Left.of(limits.address_burst, limits.address_interval, spent / 1000)
-        return Taken(wait / 1000, bool(from_address), bool(from_account), left)
+        return Taken(wait / 1000, bool(from_address), bool(from_account), left, bool(alone), bool(known))
 
     async def succeed(self, names: Names, taken: Taken) -> None:
         await self._run(_SUCCEED, names[:4], *self._back(taken), _ms(self._limits.known))
@@ -446,18 +503,19 @@ class LocalCounters:
         if not names.free:
             buckets[names.address], more = self._bucket(names.address, limits.address_burst, limits.address_interval)
             wait = max(wait, more)
-        if not names.device:
+        alone, asked = wait <= 0, not names.device and not names.proven
+        if asked:
             buckets[names.account], more = self._bucket(names.account, limits.account_burst, limits.account_interval)
             wait = max(wait, more)
         if wait > 0:
-            return Taken(wait, left=self._left(names))
+            return Taken(wait, left=self._left(names), account_alone=alone)
         for name, full in buckets.items():
             _keep(self._buckets, name, full)
         count += 1
         if count >= limits.free:
             blocked = now + min(limits.cap, 2.0 ** min(count - limits.free, 30))
         _keep(self._pairs, names.pair, (count, blocked))
-        return Taken(0, not names.free, not names.device, self._left(names))
+        return Taken(0, not names.free, asked, self._left(names), known=names.device)
 
     async def succeed(self, names: Names, taken: Taken) -> None:
         self._pairs.pop(names.pair, None)

@@ -53,6 +53,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "second_factor_required": (401, "A second factor is needed"),
     "step_up_required": (401, "Show a factor again first"),
     "forbidden": (403, "Not allowed"),
+    "challenge_required": (403, "Solve a challenge first"),
     "cross_site": (403, "A request with a cookie must come from this site"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "Not with this method"),
@@ -93,6 +94,8 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     retry_after: int = 0
     challenge: str = ""
     factors: tuple[str, ...] = ()
+    provider: str = ""
+    site_key: str = ""
 
 
 class _Limit(NamedTuple):
@@ -131,7 +134,8 @@ class ApiError(Exception):
 
 class Problem(ApiError):
     """A refusal with a stable code. `retry_after` (s) is filled in for 429 and 503; `challenge` is what a login goes on
-    with, by one of `factors`; `status` is another one than the code's own."""
+    with, by one of `factors`; `site_key` is of the challenge that `provider` shows; `status` is another one than the
+    code's own."""
 
     def __init__(
         self,
@@ -143,6 +147,8 @@ class Problem(ApiError):
         retry_after: int = 0,
         challenge: str = "",
         factors: Iterable[str] = (),
+        provider: str = "",
+        site_key: str = "",
         status: int = 0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -163,6 +169,8 @@ class Problem(ApiError):
             retry_after,
             challenge,
             tuple(factors),
+            provider,
+            site_key,
         )
 
     @property

@@ -27,6 +27,7 @@ from config.settings import (
     domain,
     ecdsa_public_key,
     from_here,
+    http_url,
     link,
     network,
     origin,
@@ -433,6 +434,7 @@ _IN_WORDS = {
     redis_url: "a URL of Redis: redis://, rediss://, unix:// or redis+sentinel://host/0?sentinel_master_name=... "
     f"({_ESCAPED})",
     sender: 'an address like "Example <no-reply@example.org>"',
+    http_url: 'a URL like "https://example.org/siteverify"',
     link: 'a link like "https://example.org/reset#{token}"',
     rsa_public_key: "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",
     ecdsa_public_key: "an ECDSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----",

@@ -111,3 +111,18 @@ async def post(
     async with client.post(url, data=body, headers=headers, allow_redirects=False) as response:
         await response.content.read(MAX_ANSWER)
         return response.status
+
+
+async def ask(
+    client: aiohttp.ClientSession, url: str, body: bytes, headers: dict[str, str], inside: Sequence[Network]
+) -> tuple[int, bytes]:
+    """The same, and the answer with it: ClientError too where that is longer than MAX_ANSWER."""
+    check(url, inside)
+    plain = {**headers, "Accept-Encoding": "identity"}
+    async with client.post(url, data=body, headers=plain, allow_redirects=False) as response:
+        answer = b""
+        async for chunk in response.content.iter_chunked(MAX_ANSWER):
+            answer += chunk
+            if len(answer) > MAX_ANSWER:
+                raise aiohttp.ClientPayloadError(f"more than {MAX_ANSWER} bytes")
+        return response.status, answer

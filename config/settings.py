@@ -169,6 +169,19 @@ def passkey_origin(value: str) -> str:
     return value
 
 
+def http_url(value: str) -> str:
+    """Where something is asked over HTTP, or nothing."""
+    if value:
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("a URL")
+    return value
+
+
 def _distinct(what: str, names: Iterator[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -189,6 +202,7 @@ PostgresUrl = Annotated[SecretStr, AfterValidator(postgres_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(redis_url)]
 Link = Annotated[str, AfterValidator(link)]
 Sender = Annotated[str, AfterValidator(sender)]
+HttpUrl = Annotated[str, AfterValidator(http_url)]
 Roles = Annotated[dict[str, tuple[str, ...]], BeforeValidator(roles)]
 
 
@@ -394,6 +408,33 @@ class Sessions(Section):
         )
 
 
+class Challenge(Section):
+    """A CAPTCHA or proof of work, judged by whoever is at `verify_url`. After `after` failures of an account an hour,
+    from devices and addresses that are not known to it, it takes a solved one to go on."""
+
+    verify_url: HttpUrl = ""
+    secret: Secret = Secret("")
+    site_key: str = ""
+    provider: str = ""
+    after: Annotated[int, Field(ge=1, le=1000)] = 20
+    on_register: bool = False
+    allow_networks: list[Network] = []
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody is ever asked."""
+        return bool(self.verify_url)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Challenge":
+        named = (self.verify_url, self.secret.get_secret_value(), self.site_key)
+        if any(named) and not all(named):
+            raise ValueError("verify_url, secret and site_key are set together")
+        if self.on_register and not self.on:
+            raise ValueError("on_register needs verify_url, secret and site_key")
+        return self
+
+
 class Auth(Section):
     local_accounts: bool = True
     registration: bool = True
@@ -411,6 +452,7 @@ class Auth(Section):
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
     rate_limit_allow: list[Network] = []
+    challenge: Challenge = Challenge()
     roles: Roles = {**scopes.DEFAULT_ROLES}
     second_factor_roles: list[str] = []
     passkey_rp_id: Domain = ""
@@ -613,6 +655,8 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     yield "auth.passkey_origins", bool(foreign), f"{', '.join(foreign)} does not belong to auth.passkey_rp_id"
     yield "auth.passkey_rp_id", bool(rp_id) and "." not in rp_id, "is nobody's own domain"
     yield "auth.passkey_rp_id", bool(rp_id) and s.relying_party is None, "no origin over https belongs to it"
+    clear = s.auth.challenge.verify_url.startswith("http://") and not s.auth.challenge.allow_networks
+    yield "auth.challenge.verify_url", clear, "over plain http the secret is anyone's: use https"
     for path, token in _tokens(s):
         clear = token.jwks_public_endpoint.startswith("http://")
         yield f"{path}.jwks_public_endpoint", clear, "keys that come over plain http can be anyone's: use https"

@@ -25,6 +25,7 @@ TYPES = {
     'an array, each item an exact origin like "https://example.org", or "android:apk-key-hash:..."': "array of origins",
     'a domain like "example.org" (no scheme, no port, lower case)': "domain",
     'an address like "Example <no-reply@example.org>"': "mail address",
+    'a URL like "https://example.org/siteverify"': "URL",
     'a link like "https://example.org/reset#{token}"': "link with `{token}`",
     "an RSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----": "public key",
     "an ECDSA public key in PEM, its first line -----BEGIN PUBLIC KEY-----": "public key",
