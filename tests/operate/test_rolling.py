@@ -1,7 +1,7 @@
 """A rolling deploy: processes of two versions on one database and one Redis, and a way back.
 
-`PREVIOUS=DIR` names a checkout of the version that is deployed. Without it the version before is this one's own code
-without its newest migration: what is proved then is that the schema may be ahead, and that two mix.
+`PREVIOUS=DIR` names a checkout of the version that is deployed. Without it the version after is this code with
+one migration more; what is proved then is that the schema may be ahead, and that two mix.
 """
 
 import asyncio
@@ -49,17 +49,17 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def version_before(tmp_path: Path) -> Path:
-    """Where its `run.py` is."""
+def versions(tmp_path: Path) -> tuple[Path, Path]:
+    """Where the `run.py` of the version before is, and of the one after."""
     if given := os.environ.get("PREVIOUS"):
-        return Path(given)
-    tree = tmp_path / "before"
+        return Path(given), ROOT
+    tree = tmp_path / "after"
     for room in ("config", "sessions", "auth", "gateway"):
         shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run.py", tree)
     shutil.copy(ROOT / "pyproject.toml", tree)
-    max((tree / "config/migrations").glob("*.sql")).unlink()
-    return tree
+    (tree / "config/migrations/9999_after.sql").write_text("CREATE TABLE of_the_version_after (id int PRIMARY KEY);\n")
+    return ROOT, tree
 
 
 def known(tree: Path, environ: dict[str, str]) -> dict[str, str]:
@@ -122,8 +122,9 @@ async def serving(tree: Path, environ: dict[str, str]) -> AsyncIterator[tuple[Wo
 
 
 async def test_a_version_and_the_one_before_serve_side_by_side_and_back(
-    version_before: Path, empty_database_url: str, redis_url: str
+    versions: tuple[Path, Path], empty_database_url: str, redis_url: str
 ) -> None:
+    version_before, version_after = versions
     environ = environment(empty_database_url, redis_url)
     await command(version_before, environ, "migrate")
     connection = await asyncpg.connect(empty_database_url)
@@ -133,9 +134,9 @@ async def test_a_version_and_the_one_before_serve_side_by_side_and_back(
         ada = await old.register()
         before = await old.socket(ada.access)
         joined = await before.command(subscribe={"channel": "chat:x"})
-        await command(ROOT, environ, "migrate")
+        await command(version_after, environ, "migrate")
         ben = await old.register()  # the old one goes on under the new schema
-        async with serving(ROOT, environ) as (new, _):
+        async with serving(version_after, environ) as (new, _):
             after = await new.socket(ben.access)
             await after.command(subscribe={"channel": "chat:x"})
             for world, text in ((old, "by the old"), (new, "by the new")):
