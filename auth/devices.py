@@ -1,10 +1,12 @@
 """The cookie by which a browser is known again to an account that logged in there (security.md, "Brute force").
 
-    value = base64url(version | unix time, 4 bytes | nonce, 12 | HMAC-SHA256(key, account | those), 32)
+    value = base64url(version | unix time, 4 bytes | nonce, 12 | HMAC-SHA256(key, account | those), 32 [| trust, 32])
+    trust = HMAC-SHA256(another key, account's state | account | those)
 
 It logs nobody in. Guesses from such a device have a budget of their own, so that a crowd of strangers holds no owner
-back. Nothing is stored: the account is named as a login names it (`users.email_key`), so nothing need be read to judge
-one. Pure, but for the random numbers.
+back. With `trust` it stands for the second factor that was shown then, for as long as the settings say and the account's
+password and factors are the same: a password alone logs in. Nothing is stored: the account is named as a login names it
+(`users.email_key`), so nothing need be read to judge one. Pure, but for the random numbers.
 """
 
 import hmac
@@ -27,23 +29,47 @@ class DeviceCookies:
 
     def __init__(self, secret: bytes, previous: Iterable[bytes] = (), *, now: Callable[[], float]) -> None:
         self._keys = [derive(one, "known devices") for one in (secret, *previous)]
+        self._trust_keys = [derive(one, "trusted devices") for one in (secret, *previous)]
         self._now = now
 
-    def make(self, account: str) -> str:
-        """A new value for a device that has just logged in to `account`."""
+    def make(self, account: str, trusted: str = "") -> str:
+        """A new value for a device that has just logged in to `account`; `trusted`: the account's state, where a second
+        factor was shown that is not to be asked for again."""
         head = _VERSION + int(self._now()).to_bytes(4, "big") + secrets.token_bytes(12)
-        return encode(head + _mac(self._keys[0], account, head))
+        trust = _mac(self._trust_keys[0], _state(account, trusted), head) if trusted else b""
+        return encode(head + _mac(self._keys[0], account, head) + trust)
 
     def recognise(self, account: str, value: str) -> str:
         """The name of the device if it is known to `account`, else ""."""
-        raw = decode(value) if len(value) < 128 else None
-        if raw is None or len(raw) != _HEAD + _MAC or raw[:1] != _VERSION:
-            return ""
-        head, mac = raw[:_HEAD], raw[_HEAD:]
-        genuine = [hmac.compare_digest(mac, _mac(key, account, head)) for key in self._keys]
-        if not any(genuine) or self._now() - int.from_bytes(head[1:5], "big") > KNOWN_FOR:
+        raw = _raw(value)
+        head, mac = raw[:_HEAD], raw[_HEAD : _HEAD + _MAC]
+        if not _genuine(self._keys, account, head, mac) or self._age(head) > KNOWN_FOR:
             return ""
         return head[5:].hex()
+
+    def trusts(self, account: str, value: str, state: str, seconds: float) -> bool:
+        """Whether a second factor was shown on it within `seconds`, when the account was in this `state`."""
+        raw = _raw(value)
+        head, trust = raw[:_HEAD], raw[_HEAD + _MAC :]
+        return _genuine(self._trust_keys, _state(account, state), head, trust) and self._age(head) <= seconds
+
+    def _age(self, head: bytes) -> float:
+        return self._now() - int.from_bytes(head[1:5], "big")
+
+
+def _raw(value: str) -> bytes:
+    """What the value says, b"" for what cannot be one."""
+    raw = decode(value) if len(value) < 128 else None
+    return raw if raw and raw[:1] == _VERSION and len(raw) in (_HEAD + _MAC, _HEAD + 2 * _MAC) else b""
+
+
+def _genuine(keys: Iterable[bytes], what: str, head: bytes, mac: bytes) -> bool:
+    genuine = [hmac.compare_digest(mac, _mac(key, what, head)) for key in keys]
+    return any(genuine)
+
+
+def _state(account: str, state: str) -> str:
+    return f"{state}\n{account}"
 
 
 def _mac(key: bytes, account: str, head: bytes) -> bytes:

@@ -107,13 +107,15 @@ class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class FinishLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`challenge` of `second_factor_required`; `code` of the app, or a recovery code, or a `passkey`'s answer to
-    /auth/login/factor/options. `mode`, `remember`, `proof` as in a login: what counts is what is said here."""
+    /auth/login/factor/options. `mode`, `remember`, `proof` as in a login: what counts is what is said here. With
+    `trust_device` the cookie login from this browser is asked for no second factor for auth.trust_device_for."""
 
     challenge: Text
     code: MaybeCode = ""
     passkey: Assertion | None = None
     mode: Mode = "cookie"
     remember: bool = True
+    trust_device: bool = False
     proof: Text = ""
 
 
@@ -468,7 +470,8 @@ class AccountRoutes:
         body = call.body
         if bool(body.code) == (body.passkey is not None):
             raise invalid("code", "either a code or a passkey")
-        client = (await self._who_logs_in(call, body.mode, body.remember))._replace(proof=body.proof)
+        client = await self._who_logs_in(call, body.mode, body.remember)
+        client = client._replace(proof=body.proof, trust=body.trust_device)
         done = await self._people.finish_login(body.challenge, body.code, body.passkey, body.mode, client)
         return await self._logged_in(call, done)
 

@@ -61,8 +61,9 @@ class Held(NamedTuple):
 class Client(NamedTuple):
     """Who asks: the address as far as it can be trusted, the user agent, and what came along: the sid of the session
     that another one replaces whoever's it is, the session that is taken over if it is a guest's, the value that a known
-    device has, the languages that are asked for (Accept-Language), whether a login is to outlive the browser, and the
-    answer to a challenge that a program cannot solve."""
+    device has, the languages that are asked for (Accept-Language), whether a login is to outlive the browser,
+    whether this device is to be asked for no second factor again for a while, and the answer to a challenge that a
+    program cannot solve."""
 
     address: str
     device: str
@@ -71,6 +72,7 @@ class Client(NamedTuple):
     held: Held | None = None
     language: str = ""
     remember: bool = True
+    trust: bool = False
     proof: str = ""
 
 
@@ -198,14 +200,17 @@ class Users:
                 self._count_failure(account)
                 raise Problem("invalid_credentials")
             rehash = await self._fresh(normal) if verdict.old else None
-            if account.second_factor:
+            trusted = self._trusts(account, client)
+            if account.second_factor and not trusted:
                 if rehash is not None:
                     with translated():
                         await users.rehash(self._pool, account.user.id, account.password_hash, rehash)
                 challenge = self._challenges.make(account.user.id, account.credential_version, client.address)
                 raise Problem("second_factor_required", challenge=challenge, factors=account.factors)
             await attempt.succeeded()
-            return await self._enter(account, rehash, mode, client, known=attempt.known)
+            return await self._enter(
+                account, rehash, mode, client, known=attempt.known, known_by=client.known_by if trusted else ""
+            )
 
     async def finish_login(
         self, challenge: str, code: str, passkey: Assertion | None, mode: Mode, client: Client
@@ -238,7 +243,14 @@ class Users:
                     self._count_failure(account)
                 raise
             await attempt.succeeded()
+            if client.trust and self._settings.trust_device_for:
+                return done._replace(known_by=self._devices.make(account.email_key, account.state))
             return done
+
+    def _trusts(self, account: Account, client: Client) -> bool:
+        """Whether the second factor was shown on this device and is not asked for again yet."""
+        seconds = self._settings.trust_device_for
+        return bool(seconds) and self._devices.trusts(account.email_key, client.known_by, account.state, seconds)
 
     async def passkey_to_finish(self, challenge: str, client: Client) -> RequestOptions:
         """What a browser is asked for, to answer `challenge` with a passkey. Problems: unauthenticated, forbidden."""
@@ -284,9 +296,18 @@ class Users:
         return done
 
     async def _enter(
-        self, account: Account, rehash: str | None, mode: Mode, client: Client, *, known: bool, take: Take | None = None
+        self,
+        account: Account,
+        rehash: str | None,
+        mode: Mode,
+        client: Client,
+        *,
+        known: bool,
+        known_by: str = "",
+        take: Take | None = None,
     ) -> LoggedIn:
-        """Every factor was shown but the second, which is taken with the login or not at all."""
+        """Every factor was shown but the second, which is taken with the login or not at all. `known_by`: what the
+        device goes on being known by."""
         user, aal = account.user, 1
         try:
             with translated():
@@ -306,7 +327,7 @@ class Users:
         except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
             raise Problem("invalid_credentials") from None
         self._failures.pop(user.id, None)
-        return LoggedIn(user, opened, self._devices.make(account.email_key))
+        return LoggedIn(user, opened, known_by or self._devices.make(account.email_key))
 
     def _spend(self, id: str, code: str) -> Take:
         async def take(connection: Connection) -> None:

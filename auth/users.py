@@ -56,13 +56,15 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Account(NamedTuple):
-    """What a login is checked against. `factors`: "totp", "passkey", where they are on."""
+    """What a login is checked against. `factors`: "totp", "passkey", where they are on; `state` is another text when
+    the password or any of these is another."""
 
     user: User
     email_key: str
     password_hash: str | None
     credential_version: int
     factors: tuple[str, ...] = ()
+    state: str = ""
 
     @property
     def second_factor(self) -> bool:
@@ -147,6 +149,7 @@ def _account(record: Any) -> Account | None:
         record["password_hash"],
         record["credential_version"],
         tuple(record["factors"]),
+        record["state_of_factors"],
     )
 
 
@@ -164,7 +167,12 @@ _ACCOUNT = f"""
 select {_USER}, u.email_key, u.password_hash, s.credential_version, array_remove(array[
         case when exists (select from totp t where t.subject = u.id and t.confirmed_at is not null) then 'totp' end,
         case when exists (select from passkeys p where p.subject = u.id) then 'passkey' end
-    ], null) as factors
+    ], null) as factors, s.credential_version || ' ' || (
+        select coalesce(string_agg(f.name, ' ' order by f.name), '') from (
+            select extract(epoch from confirmed_at)::text from totp where subject = u.id and confirmed_at is not null
+            union all select id::text from passkeys where subject = u.id
+        ) as f (name)
+    ) as state_of_factors
 from users u join subjects s on s.id = u.id
 """  # noqa: S608 - constants of this module
 

@@ -451,6 +451,7 @@ class Auth(Section):
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
+    trust_device_for: Annotated[Seconds, Field(le=180 * 86400.0)] = 0.0
     rate_limit_allow: list[Network] = []
     challenge: Challenge = Challenge()
     roles: Roles = {**scopes.DEFAULT_ROLES}

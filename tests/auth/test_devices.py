@@ -37,3 +37,23 @@ def test_a_device_is_forgotten_after_its_time_and_knows_previous_secrets(clock: 
     assert later.recognise("a", value)
     clock.advance(4)
     assert later.recognise("a", value) == ""
+
+
+def test_a_device_is_trusted_by_the_account_in_the_state_in_which_a_factor_was_shown(clock: FakeClock) -> None:
+    devices = DeviceCookies(SECRET, now=clock.wall)
+    value = devices.make("a", "3 totp")
+    assert devices.recognise("a", value)
+    assert devices.trusts("a", value, "3 totp", 60)
+    assert not devices.trusts("a", value, "4 totp", 60)
+    assert not devices.trusts("b", value, "3 totp", 60)
+    assert not devices.trusts("a", devices.make("a"), "3 totp", 60)
+    assert not devices.trusts("a", devices.make("a"), "", 60)
+    for n in range(len(value)):
+        other = value[:n] + ("A" if value[n] != "A" else "B") + value[n + 1 :]
+        assert not (devices.trusts("a", other, "3 totp", 60) and devices.recognise("a", other))
+    clock.advance(59)
+    assert devices.trusts("a", value, "3 totp", 60)
+    clock.advance(3)
+    assert not devices.trusts("a", value, "3 totp", 60)
+    later = DeviceCookies(b"another secret of more than 32 bytes", [SECRET], now=clock.wall)
+    assert later.trusts("a", value, "3 totp", 3600)

@@ -69,7 +69,8 @@ def db_clock(revocations: Revocations, monkeypatch: pytest.MonkeyPatch) -> Clock
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     mail = {"mail.folder": str(tmp_path), "mail.change_email_link": "https://example.org/#{token}"}
-    return with_values(settings, {"auth.second_factor_roles": ["admin"], **mail})
+    values = {"auth.second_factor_roles": ["admin"], "auth.trust_device_for": "30d"}
+    return with_values(settings, {**values, **mail})
 
 
 @pytest.fixture
@@ -229,6 +230,55 @@ async def test_a_login_with_two_factors_ends_as_any_other(house: House, db_clock
     assert (await house.call("GET", "/auth/me", cookie=secret_of(done))).status == 200
     foreign = await me.finish(await me.challenge(), me.phone.code(), "cookie", origin="https://evil.example")
     assert foreign.code == "cross_site"
+
+
+def trust_of(answer: Answer) -> dict[str, str]:
+    return {"Cookie": f"wardgate-device={answer.cookies['wardgate-device'].value}"}
+
+
+async def trusting(me: Alice, **more: Any) -> dict[str, str]:
+    """Log in with both factors, from a browser that is to be trusted; its header."""
+    body = {"challenge": await me.challenge(mode="cookie"), "code": me.phone.code(), "mode": "cookie"}
+    done = await me.house.call("POST", "/auth/login/factor", {**body, "trust_device": True, **more})
+    assert done.status == 200, done.text
+    return trust_of(done)
+
+
+async def test_a_trusted_device_is_asked_for_the_password_alone_for_as_long_as_the_settings_say(
+    house: House, db_clock: Clock
+) -> None:
+    me = await alice(house, db_clock)
+    trusted = await trusting(me)
+    for days in (0, 20):
+        db_clock.move(days * 86400)
+        again = await house.login(ALICE, mode="cookie", headers=trusted)
+        assert (again.status, trust_of(again)) == (200, trusted)  # seen again, and not trusted for longer
+        assert (await me.state(cookie=secret_of(again)))["aal"] == 1
+        begun = await house.call("POST", "/auth/recovery-codes", {}, cookie=secret_of(again))
+        assert begun.code == "step_up_required"
+    wrong = await house.login(ALICE, PASSWORD + "x", mode="cookie", headers=trusted)
+    assert wrong.code == "invalid_credentials"
+    assert (await house.login(ALICE, headers=trusted)).code == "second_factor_required"  # no cookie counts for tokens
+    db_clock.move(11 * 86400)
+    assert (await house.login(ALICE, mode="cookie", headers=trusted)).code == "second_factor_required"
+
+
+async def test_whoever_did_not_ask_for_it_is_not_trusted_and_another_factor_or_password_ends_it(
+    house: House, db_clock: Clock
+) -> None:
+    me = await alice(house, db_clock)
+    not_asked = await trusting(me, trust_device=False)
+    assert (await house.login(ALICE, mode="cookie", headers=not_asked)).code == "second_factor_required"
+    await house.register("bob@example.org")
+    trusted = await trusting(me)
+    assert (await house.login(ALICE, mode="cookie", headers=trusted)).status == 200
+    for change in (
+        "update totp set confirmed_at = confirmed_at + interval '1 s'",
+        "update subjects set credential_version = credential_version + 1",
+    ):
+        await house.pool.execute(change)
+        assert (await house.login(ALICE, mode="cookie", headers=trusted)).code == "second_factor_required"
+        trusted = await trusting(me)
 
 
 async def test_a_wrong_password_never_shows_that_there_is_a_second_factor(house: House, db_clock: Clock) -> None:
