@@ -4,8 +4,8 @@
     trust = HMAC-SHA256(another key, account's state | account | those)
 
 It logs nobody in. Guesses from such a device have a budget of their own, so that a crowd of strangers holds no owner
-back. With `trust` it stands for the second factor that was shown then, for as long as the settings say and the account's
-password and factors are the same: a password alone logs in. Nothing is stored: the account is named as a login names it
+back. With `trust` it stands for the second factor that was shown then, for as long as the settings say and password and
+factors are the same: a password alone logs in. Nothing is stored: the account is named as a login names it
 (`users.email_key`), so nothing need be read to judge one. Pure, but for the random numbers.
 """
 
