@@ -272,13 +272,9 @@ class KeyRoutes:
     def _expiry(self, moment: datetime | None) -> float | None:
         if moment is None:
             return None
-        try:
-            at = moment.timestamp()
-        except (OverflowError, ValueError):
-            at = 0.0
-        if at <= self._revocations.database_now():
+        if moment.timestamp() <= self._revocations.database_now():
             raise invalid("expires_at", "a time that is yet to come")
-        return at
+        return moment.timestamp()
 
     # -- service accounts
 

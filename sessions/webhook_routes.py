@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from sessions.webhooks import EVENT, Webhook, Webhooks
 
 MAX_URL, MAX_EVENTS, MOST_REPLAYED = 2000, 32, 10_000
 
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Event = Annotated[str, msgspec.Meta(pattern=f"^({EVENT.pattern})$")]
 
 
@@ -34,6 +36,19 @@ class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: Annotated[list[Event], msgspec.Meta(min_length=1, max_length=MAX_EVENTS)] = msgspec.field(
         default_factory=lambda: ["*"]
     )
+
+
+class Replay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What it wanted `since` then, until `until` or now."""
+
+    since: Moment
+    until: Moment | None = None
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """How many `events` are sent again, oldest first: at most 10,000, the rest by another call."""
+
+    events: int
 
 
 class WebhookView(msgspec.Struct, frozen=True):
@@ -139,6 +154,16 @@ class WebhookRoutes:
                 errors=("not_found", "outcome_unknown"),
                 **admin,
             ),
+            Route(
+                "POST",
+                f"{one}/replay",
+                self.replay,
+                "Send it again what it wanted in a time, as new events",
+                body=Replay,
+                result=Replayed,
+                errors=("not_found", "outcome_unknown"),
+                **admin,
+            ),
         ]
 
     async def all(self, _call: Call[None, Nothing]) -> WebhookViews:
@@ -170,16 +195,41 @@ class WebhookRoutes:
     async def test(self, call: Call[Nothing, Nothing]) -> None:
         await self._changed(call, _tested, "webhook.tested")
 
+    async def replay(self, call: Call[Replay, Nothing]) -> Replayed:
+        id, body, now = _of(call), call.body, time.time()
+        since, until = body.since.timestamp(), now if body.until is None else body.until.timestamp()
+        if since >= until:
+            raise invalid("since", "a time before until, and before now")
+        with translated():
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                count = await _replay(writing.connection, id, since, until, call.by)
+        if count is None:
+            raise Problem("not_found")
+        self._jobs.wake()
+        return Replayed(count)
+
     async def _changed(self, call: Call[Any, Nothing], change: Change, action: audit.Action) -> None:
-        try:
-            id = UUID(call.path("id")).hex
-        except ValueError:
-            raise Problem("not_found") from None
+        id = _of(call)
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
                 if not await _change(writing.connection, change, action, id, call.by):
                     raise Problem("not_found")
         self._jobs.wake()
+
+
+def _of(call: Call[Any, Any]) -> str:
+    try:
+        return UUID(call.path("id")).hex
+    except ValueError:
+        raise Problem("not_found") from None
+
+
+async def _replay(connection: Connection, id: str, since: float, until: float, by: Mapping[str, Any]) -> int | None:
+    """How many events were sent again; None when there is no such webhook."""
+    count = await webhooks.replay(connection, id, since, until, limit=MOST_REPLAYED)
+    if count is not None:
+        await audit.append(connection, "webhook.replayed", target=f"webhook:{id}", detail={"events": count}, **by)
+    return count
 
 
 async def _tested(connection: Connection, id: str) -> bool:
@@ -260,10 +310,9 @@ async def replay_webhook(
         raise Usage(f"--since: {error}") from None
     wanted, now = _id(id), time.time()
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
-        count = await webhooks.replay(connection, wanted, now - span, now, limit=MOST_REPLAYED)
+        count = await _replay(connection, wanted, now - span, now, _CLI)
         if count is None:
             raise Failure(f"there is no webhook {id!r}")
-        await audit.append(connection, "webhook.replayed", target=f"webhook:{wanted}", detail={"events": count}, **_CLI)
     show({"id": wanted, "events": count}, as_json=common.json)
 
 

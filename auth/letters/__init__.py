@@ -177,6 +177,8 @@ def _templates(theirs: str) -> jinja2.Environment:
 
 def check(settings: Mail) -> list[str]:
     """What is wrong with the operator's own templates: each is written once with made-up values."""
+    if settings.templates and not Path(settings.templates).is_dir():
+        return [f"there is no folder {settings.templates}"]
     mistakes = []
     values = dict.fromkeys(("name", "link", "hours", "email", "device", "address", "at"), "x")
     for language in LANGUAGES:

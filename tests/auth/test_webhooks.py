@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from auth import users
 from config import commands as shared
 from config import jobs as jobs_module
+from config.http import rfc3339
 from config.redis import Pipe
 from config.settings import Settings, with_values
 from sessions import audit, webhooks
@@ -267,6 +268,30 @@ async def test_a_secret_is_shown_once_and_sealed(house: House, url: str, pool: a
     assert secret not in stored
     person = (await house.register()).json["access_token"]
     assert (await house.call("GET", "/admin/webhooks", token=person)).code == "forbidden"
+
+
+async def test_what_a_webhook_missed_is_sent_again_by_a_request(house: House, receiver: Receiver, url: str) -> None:
+    admin = await house.admin()
+    before = house.revocations.database_now()
+    await house.register("ben@example.org")
+    await house.register("eve@example.org")
+    id, _ = await made(house, admin, url, "user.created")
+    path, since = f"/admin/webhooks/{id}/replay", {"since": rfc3339(before)}
+    answer = await house.call("POST", path, since, token=admin)
+    assert (answer.status, answer.json) == (200, {"events": 2})
+    await until(lambda: receiver.types == ["user.created"] * 2)
+    none = await house.call("POST", path, {"since": rfc3339(before - 60), "until": rfc3339(before - 30)}, token=admin)
+    assert none.json == {"events": 0}
+    rows = (await house.call("GET", "/admin/audit?action=webhook.replayed", token=admin)).json["items"]
+    assert [row["detail"] for row in rows] == [{"events": 0}, {"events": 2}]
+    for body in (
+        {},
+        {"since": "yesterday"},
+        {"since": rfc3339(before + 3600)},
+        {**since, "until": rfc3339(before - 1)},
+    ):
+        assert (await house.call("POST", path, body, token=admin)).status == 422, body
+    assert (await house.call("POST", f"/admin/webhooks/{uuid4().hex}/replay", since, token=admin)).code == "not_found"
 
 
 async def test_the_command_makes_tries_replays_and_deletes(

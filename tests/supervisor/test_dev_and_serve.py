@@ -367,6 +367,18 @@ async def test_exit_codes_and_words(
         assert text in command.log.read_text()
 
 
+async def test_a_mistake_in_an_operators_letter_was_found_when_it_was_to_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "letters" / "de").mkdir(parents=True)
+    (tmp_path / "letters" / "de" / "new_device.txt").write_text("Neu\n\n{{ nothing_such }}")
+    environ = serving("postgresql://nowhere", "redis://nowhere")
+    for folder, told in (("letters", "de/new_device"), ("elsewhere", "there is no folder")):
+        given = {**environ, "WARDGATE_MAIL_TEMPLATES": str(tmp_path / folder)}
+        async with run(tmp_path, "serve", ready=False, environ=given) as command:
+            assert await command.ended(20) == 2
+            assert "settings: mail.templates: " in command.log.read_text()
+            assert told in command.log.read_text()
+
+
 async def test_dev_with_another_secret_key_started_its_workers_three_times(tmp_path: Path, data: Path) -> None:
     arguments = ("dev", "--port", "0", "--data", str(data), "--json")
     async with run(tmp_path, *arguments):

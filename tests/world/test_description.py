@@ -24,6 +24,7 @@ PATCH /auth/passkeys/{id}
 DELETE /auth/totp /auth/passkeys/{id} /admin/users/{id}/factors
 POST /auth/email /auth/email/confirm /admin/webhooks /admin/webhooks/{id}/test /admin/jobs/{id}/retry
 GET /admin/jobs /admin/webhooks /admin/keys /admin/service-accounts /admin/signing-keys /admin/settings /admin/mail
+POST /admin/webhooks/{id}/replay
 POST /admin/keys /admin/keys/{id}/rotation /admin/service-accounts /admin/signing-keys/rotation
 PATCH /admin/keys/{id} /admin/service-accounts/{name}
 DELETE /admin/keys/{id}
