@@ -3,7 +3,7 @@
 Runs of a minute, seeds S, S + 1, ..., until M minutes are over. Exit code 0: clean; 3: a violation was found (it stops
 there, shrinks the schedule, and writes schedule and timeline into `.wardgate/campaign/<seed>/`); 2: usage; 130: Ctrl-C.
 make itself answers 2 whenever its command failed, and says which code that was. `--runs N`: N runs of a minute instead,
-kept in the running total (docs/campaign.json, and the table of docs/guarantee.md).
+kept in the running total (docs/campaign.json; the table and pictures of docs/guarantee.md, which `--page` makes again).
 The last line on stdout is one JSON object.
 """
 
@@ -21,10 +21,10 @@ import uvloop
 
 from tests.campaign.mutations import MUTATIONS
 from tests.campaign.run import Outcome, run
-from tests.campaign.schedule import FAULTS, Schedule, load, make
+from tests.campaign.schedule import CROWD, FAULTS, Schedule, load, make
 from tests.campaign.shrink import shrink
 from tests.campaign.timeline import svg, text
-from tests.campaign.totals import record
+from tests.campaign.totals import DATA, record, show
 
 CLEAN, USAGE, VIOLATION, BROKEN, INTERRUPTED = 0, 2, 3, 1, 130
 RUN = 60.0
@@ -50,6 +50,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "--standby", default="", choices=["", "sync", "async"], help="PostgreSQL's instead of the seed's"
     )
     parser.add_argument("--replay", type=Path, help="a schedule.json of before")
+    parser.add_argument("--page", action="store_true", help="only make the table and pictures of docs/ again")
+    parser.add_argument("--crowd", type=int, default=CROWD, help="sockets that come back at once in F18")
     parser.add_argument("--shrink", type=int, default=12, help="at most so many runs to shrink a violating schedule")
     return parser.parse_args(given)
 
@@ -69,6 +71,7 @@ def schedules(wanted: argparse.Namespace) -> list[Schedule]:
             faults=names,
             lease=wanted.lease,
             standby=wanted.standby,
+            crowd=wanted.crowd,
         )
         for n in range(count)
     ]
@@ -90,6 +93,8 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
         for name, count in outcome.faults.items():
             faults[name] = faults.get(name, 0) + count
         worst = max(worst, outcome.worst)
+        for note in outcome.notes:
+            say(f"  {note}")
         for seconds, during in outcome.times:
             for name in during or ("none",):
                 times.setdefault(name, []).append(seconds)
@@ -157,6 +162,9 @@ async def until_told(work: Any) -> int:
 def main(given: list[str]) -> int:
     """The command."""
     wanted = arguments(given)
+    if wanted.page:
+        show(json.loads(DATA.read_text()))
+        return CLEAN
     try:
         planned = schedules(wanted)
     except (ValueError, OSError) as error:

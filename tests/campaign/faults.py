@@ -48,7 +48,7 @@ class Faults:
     def __init__(self, world: World, people: People) -> None:
         self.world, self.people = world, people
         self.rng = random.Random(world.schedule.seed + 2)
-        self.skipped: dict[str, str] = {}
+        self.skipped = world.skipped
         self.notes: list[str] = []  # what was measured on the way
         self._locks = {"postgres": asyncio.Lock(), "valkey": asyncio.Lock(), "gateways": asyncio.Lock()}
         self._spans: list[list[Any]] = []  # of faults: name, began, ended
@@ -614,7 +614,10 @@ class Faults:
     async def _f11(self, name: str, seconds: float, node: int, servers: str, how: str) -> None:
         here = self.world.nodes[node]
         both = {"postgres": here.postgres, "redis": here.caches, "both": [*here.postgres, *here.caches]}[servers]
-        for proxy in both:
+        tunnel = here.tunnel if how != "cut" else None
+        if tunnel is not None:
+            tunnel.trouble({proxy.port for proxy in both}, how)
+        for proxy in () if tunnel is not None else both:
             match how:
                 case "cut":
                     proxy.refuse = True
@@ -630,6 +633,10 @@ class Faults:
             async with self._in_force(name, blinds=blinds, note=f"{servers} of node {node}: {how}"):
                 await asyncio.sleep(seconds)
         finally:
+            if tunnel is not None:
+                self.notes.append(f"{name}: {tunnel.lost} packets lost of node {node} ({how})")
+                tunnel.lost = 0
+                tunnel.heal()
             for proxy in both:
                 proxy.heal()
 

@@ -55,9 +55,9 @@ class Proxy:
         self.up, self.down = not up, not down
         self._free.clear()
 
-    async def start(self) -> None:
-        """Listen on a port of 127.0.0.1."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def start(self, host: str = "127.0.0.1") -> None:
+        """Listen on a port."""
+        self._server = await asyncio.start_server(self._serve, host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self, *, but: bytes = b"") -> None:

@@ -55,6 +55,8 @@ class Schedule:
     """Gateways are given both servers' addresses, and not one that is led to the primary."""
     sentinel: bool = False
     """Which Valkey is the master is a Sentinel's to say, where there are two."""
+    packets: bool = False
+    """Gateways reach their servers over a network of their own, where packets are lost (F11)."""
     crowd: int = 0
     """Sockets that come back at once in F18."""
 
@@ -266,6 +268,8 @@ def make(
         made = replace(made, standby=standby or ("sync", "async", "async")[seed % 3])
     if {"F4", "F5"} & there:
         made = replace(made, sentinel=maker.rng.random() < 0.5)
+    if "F11" in there and not made.sentinel:
+        made = replace(made, packets=maker.rng.random() < 0.7)
     return replace(made, crowd=crowd) if "F18" in there else made
 
 

@@ -1,14 +1,16 @@
 """The running total: what is added, what is read from it, and how it comes onto the page."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.campaign.checker import Violation
 from tests.campaign.history import FaultBegan, History
+from tests.campaign.plot import by_fault, closed_by, percentile
 from tests.campaign.run import Outcome
 from tests.campaign.schedule import make
-from tests.campaign.totals import BEGIN, END, add, percentile, record, table
+from tests.campaign.totals import BEGIN, END, add, record, table
 
 
 def outcome(seed: int = 1, *violations: Violation) -> Outcome:
@@ -22,7 +24,8 @@ def test_runs_are_added_up() -> None:
     total = add(add({}, outcome(1)), outcome(2))
     assert (total["runs"], total["seeds"], total["steps"], total["faults"]) == (2, [1, 2], 14, {"F8": 2})
     assert total["times"] == {"F8": {"0.012": 2, "1.5": 2}, "none": {"0.002": 2}}
-    assert "| F8 | 2 | 4 | 0.012 | 1.5 | 1.5 |" in table(total)
+    assert "| F8 | 2 | 4 | 12 ms | 1.5 s | 1.5 s |" in table(total)
+    assert "Seeds: 1 to 2." in table(total)
 
 
 def test_a_run_that_found_something_is_kept_by_its_seed_alone() -> None:
@@ -46,3 +49,12 @@ def test_the_page_is_changed_between_its_marks_only(tmp_path: Path) -> None:
     assert text.endswith(f"{END}after\n")
     assert "old" not in text
     assert "2 clean runs" in text
+    for picture in tmp_path.glob("*.svg"):
+        assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")  # noqa: S314 - made a line above
+
+
+def test_the_pictures_tell_faults_from_none() -> None:
+    times = {"none": {"0": 3, "0.02": 1}, "F8": {"1.5": 2}}
+    assert "without faults (4)" in closed_by(times)
+    assert "with faults (2)" in closed_by(times)
+    assert "1.5 s of 2" in by_fault(times)

@@ -1,4 +1,5 @@
-"""The running total of clean runs: docs/campaign.json, and the table in docs/guarantee.md that is made from it.
+"""The running total of clean runs: docs/campaign.json, and what is made from it (`python -m tests.campaign --page`):
+the table in docs/guarantee.md, and pictures of the times to close beside it.
 
 Times to close are kept as counts of rounded seconds, by fault, so that the file stays small and percentiles can be read
 from it. A run that found a violation is kept by its seed and rule alone.
@@ -6,13 +7,15 @@ from it. A run that found a violation is kept by its seed and rule alone.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.campaign.plot import by_fault, closed_by, percentile, shown
 from tests.campaign.run import Outcome
 
 DATA, PAGE = Path("docs/campaign.json"), Path("docs/guarantee.md")
+PICTURES = {"time-to-close.svg": closed_by, "time-to-close-by-fault.svg": by_fault}
 BEGIN, END = "<!-- made from campaign.json -->\n", "<!-- end -->\n"
 
 
@@ -42,16 +45,6 @@ def _order(pair: tuple[str, Any]) -> int:
     return int(pair[0][1:]) if pair[0][1:].isdigit() else 0
 
 
-def percentile(counts: Mapping[str, int], share: float) -> float:
-    """The smallest time that at least this share is not above."""
-    left = share * sum(counts.values())
-    for text in sorted(counts, key=float):
-        left -= counts[text]
-        if left <= 0:
-            return float(text)
-    return 0.0
-
-
 def table(total: Mapping[str, Any]) -> str:
     """Markdown."""
     return "".join(_lines(total))
@@ -60,15 +53,23 @@ def table(total: Mapping[str, Any]) -> str:
 def _lines(total: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{total['runs']} clean runs of 60 s ({total['steps']:,} steps, {total['events']:,} events, "
-        f"{sum(total['faults'].values()):,} faults). Seeds: {', '.join(map(str, total['seeds']))}.\n"
+        f"{sum(total['faults'].values()):,} faults). Seeds: {', '.join(_ranges(total['seeds']))}.\n"
     )
     for seed, rules in total.get("violating", {}).items():
         yield f"Seed {seed} reported {', '.join(rules)}.\n"
     yield "\n| fault | times | revocations | p50 | p99 | max |\n|---|---|---|---|---|---|\n"
     for name, counts in sorted(total["times"].items(), key=_order):
         times = total["faults"].get(name, "")
-        spread = " | ".join(f"{percentile(counts, share):g}" for share in (0.5, 0.99, 1.0))
+        spread = " | ".join(shown(percentile(counts, share)) for share in (0.5, 0.99, 1.0))
         yield f"| {name} | {times} | {sum(counts.values())} | {spread} |\n"
+
+
+def _ranges(seeds: Sequence[int]) -> Iterator[str]:
+    """1, 2, 3, 7 as "1 to 3" and "7"."""
+    seeds = sorted(seeds)
+    starts = [n for n in range(len(seeds)) if n == 0 or seeds[n] != seeds[n - 1] + 1]
+    for start, end in zip(starts, [*starts[1:], len(seeds)], strict=True):
+        yield str(seeds[start]) if end - start == 1 else f"{seeds[start]} to {seeds[end - 1]}"
 
 
 def record(outcome: Outcome, data: Path = DATA, page: Path = PAGE) -> None:
@@ -76,5 +77,12 @@ def record(outcome: Outcome, data: Path = DATA, page: Path = PAGE) -> None:
     total = add(json.loads(data.read_text()) if data.exists() else {}, outcome)
     data.write_text(json.dumps(total, indent=1) + "\n")
     if "runs" in total:
-        before, _, rest = page.read_text().partition(BEGIN)
-        page.write_text(before + BEGIN + "\n" + table(total) + "\n" + END + rest.partition(END)[2])
+        show(total, page)
+
+
+def show(total: Mapping[str, Any], page: Path = PAGE) -> None:
+    """Make the table and the pictures again."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + "\n" + table(total) + "\n" + END + rest.partition(END)[2])
+    for name, draw in PICTURES.items():
+        (page.parent / name).write_text(draw(total["times"]))

@@ -34,6 +34,7 @@ from sessions import registration
 from tests.broker.sentinel import MASTER, Sentinel, url_by
 from tests.campaign.client import Client
 from tests.campaign.history import Event, History, Readiness
+from tests.campaign.network import Tunnel
 from tests.campaign.proxy import Proxy
 from tests.campaign.schedule import DATABASE, PING, Schedule
 from tests.campaign.standby import FAKETIME, Cache, Database, attach, faked, promote
@@ -77,11 +78,11 @@ class Answer(msgspec.Struct, frozen=True):
         return str(self.body.get("code", "")) if isinstance(self.body, dict) else ""
 
 
-def with_ports(url: str, *ports: int) -> str:
+def with_ports(url: str, *ports: int, host: str = "127.0.0.1") -> str:
     """The URL of a server as it is behind proxies."""
     parts = urlsplit(url)
     login = parts.netloc.rpartition("@")[0]
-    return urlunsplit(parts._replace(netloc=f"{login}@{','.join(f'127.0.0.1:{port}' for port in ports)}"))
+    return urlunsplit(parts._replace(netloc=f"{login}@{','.join(f'{host}:{port}' for port in ports)}"))
 
 
 class Node:
@@ -92,6 +93,7 @@ class Node:
     ) -> None:
         self.index, self.port = index, port
         self.postgres, self.caches = postgres, caches  # of each kind one, or one for each of two servers
+        self.tunnel: Tunnel | None = None  # to its servers
         self.version = version  # of its workers: which rows they can read is in this file
         self.led = -1  # which of two servers it is led to, whichever is the primary
         self.faketime = faketime
@@ -140,6 +142,7 @@ class World:
         self.api_key = ""
         self.settings: Settings
         self.ids = itertools.count(1)
+        self.skipped: dict[str, str] = {}  # what could not be done here, and why
         self._secrets = Secrets.make()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -265,10 +268,12 @@ class World:
         caches = [Proxy(lambda: self.valkey.port, self.rng)]
         if self.sentinel is not None:
             caches = [Proxy(lambda c=cache: c.port, self.rng) for cache in self.caches]  # type: ignore[misc]
+        tunnel = await self._tunnel(stack, index) if self.schedule.packets else None
+        host = tunnel.host if tunnel is not None else "127.0.0.1"
         for proxy in (*postgres, *caches):
-            await proxy.start()
+            await proxy.start(host)
             stack.push_async_callback(proxy.close)
-        url = await self._url_of_valkey(stack, caches)
+        url = await self._url_of_valkey(stack, caches, host)
         sockets = listen("127.0.0.1", 0)
         port = int(sockets[0].getsockname()[1])
         steps = {s.args["node"] for s in self.schedule.steps if s.action == "fault" and s.args["name"] == "F15"}
@@ -278,13 +283,14 @@ class World:
         version = self.folder / f"version-{index}"
         version.write_text("1")
         node = Node(index, port, postgres, caches, clock, version)
+        node.tunnel = tunnel
         metrics = Path(tempfile.mkdtemp(prefix="metrics-", dir=self.folder))
         own = fill(Settings(), self._secrets, port=port)
         settings = with_values(
             own,
             {
                 **FASTER,
-                "database.url": with_ports(self.postgres.url, *(proxy.port for proxy in postgres)),
+                "database.url": with_ports(self.postgres.url, *(proxy.port for proxy in postgres), host=host),
                 "redis.url": url,
             },
         )
@@ -303,10 +309,20 @@ class World:
         node.supervisor.launch()
         await node.supervisor.start(settings, dev=True)
 
-    async def _url_of_valkey(self, stack: contextlib.AsyncExitStack, caches: list[Proxy]) -> str:
+    async def _tunnel(self, stack: contextlib.AsyncExitStack, index: int) -> Tunnel | None:
+        """None where no network may be made."""
+        try:
+            tunnel = await Tunnel.open(index, self.rng)
+        except OSError as error:
+            self.skipped["F11 packets"] = str(error)
+            return None
+        stack.push_async_callback(tunnel.close)
+        return tunnel
+
+    async def _url_of_valkey(self, stack: contextlib.AsyncExitStack, caches: list[Proxy], host: str) -> str:
         """The setting of one gateway. A Sentinel's answers name its own proxies in the servers' places."""
         if self.sentinel is None:
-            return with_ports(self.valkey.url, caches[0].port)
+            return with_ports(self.valkey.url, caches[0].port, host=host)
         asked = Proxy(lambda port=self.sentinel.port: port, self.rng)  # type: ignore[misc]
         asked.ports = {cache.port: proxy.port for cache, proxy in zip(self.caches, caches, strict=True)}
         await asked.start()
@@ -319,7 +335,8 @@ class World:
         if node.faketime is not None:
             words += faked(node.faketime)
         log = self.folder / f"node-{node.index}.log"
-        script = f'exec env {" ".join(words)} "$0" "$@" 2>>"{log}" 1>&2'
+        words = [*(node.tunnel.inside if node.tunnel is not None else ()), "env", *words]
+        script = f'exec {" ".join(words)} "$0" "$@" 2>>"{log}" 1>&2'
         return ("/bin/sh", "-c", script, sys.executable, "-m", "tests.campaign.worker", self.mutation)
 
     async def _mourn(self, node: str) -> None:
