@@ -30,7 +30,7 @@ from tests.campaign.people import People
 from tests.campaign.proxy import Proxy
 from tests.campaign.schedule import CANCELLING, DATABASE, NEW_KIND
 from tests.campaign.standby import Cache, Database
-from tests.campaign.world import RATE, Unreachable, World
+from tests.campaign.world import Unreachable, World
 
 BUS = b"wardgate-bus"
 STEPS = re.compile(r"^wardgate_clock_steps_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -399,7 +399,7 @@ class Faults:
         async with self._locks["gateways"]:
             pid, began = world.nodes[node].pid, time.monotonic()
             try:
-                if not pid or not await crowd.gather(15.0 + world.schedule.crowd / RATE):
+                if not pid or not await crowd.gather(15.0 + world.schedule.crowd / world.schedule.rate):
                     return
                 others = [n for n in self._all if n != node] or [node]
                 crowd.storm(node if how == "kill" else None)
@@ -428,7 +428,7 @@ class Faults:
         if median > STARVED:
             self._found(name, f"a login took {median:.1f} s while {crowd.size} sockets came back", since=began)
         for node, count in crowd.most().items():
-            if count > 2 * RATE:  # a second of ours touches two of its own
+            if count > 2 * self.world.schedule.rate:  # a second of ours touches two of its own
                 self._found(name, f"node {node} let in {count} connections in one second", since=began)
 
     async def _log_in_all_the_time(self, nodes: list[int]) -> None:

@@ -21,6 +21,7 @@ CANCELLING = 1.5
 """Seconds in which requests are cancelled (F22)."""
 NEW_KIND = 99
 """Of a row of the log that only a newer version can read (F21)."""
+CROWD = 240
 FIRST = 3.0
 """Seconds before the first fault: everybody is there by then."""
 
@@ -60,6 +61,11 @@ class Schedule:
     crowd: int = 0
     """Sockets that come back at once in F18."""
 
+    @property
+    def rate(self) -> int:
+        """Connections a second that a gateway lets in."""
+        return max(80, self.crowd // 50)
+
     def only(self, steps: Sequence[Step]) -> "Schedule":
         """The same with these steps alone."""
         return replace(self, steps=tuple(steps))
@@ -81,9 +87,9 @@ def load(tree: dict[str, Any]) -> Schedule:
 class Maker:
     """Makes one schedule; `rng` is the only source of chance."""
 
-    def __init__(self, seed: int, nodes: int, lease: float) -> None:
+    def __init__(self, seed: int, nodes: int, lease: float, crowd: int = CROWD) -> None:
         self.rng = random.Random(seed)
-        self.nodes, self.lease = nodes, lease
+        self.nodes, self.lease, self.crowd = nodes, lease, crowd
 
     # -- what people and admins do
 
@@ -213,7 +219,7 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
     ),
     "F16": lambda m: (1.0, {"node": m._node(), "codec": m.some(*CODECS)}),
     "F17": lambda m: (2 * PING + 4.0, {"node": m._node(), "codec": m.some(*CODECS)}),
-    "F18": lambda m: (20.0, {"node": m._node(), "how": m.some("kill", "everyone")}),
+    "F18": lambda m: (20.0 + m.crowd // 1000 * 3, {"node": m._node(), "how": m.some("kill", "everyone")}),
     "F19": lambda m: (m.between(1.0, 4.0), {"garble": m.some("some", "all"), "node": m._node()}),
     "F20": lambda m: (1.5, {"user": m._user()}),
     "F21": lambda m: (4.0 * m.nodes + 2 * m.lease, {"first": m._node()}),
@@ -239,7 +245,6 @@ COMPANIONS: dict[str, Sequence[str]] = {
     "F22": ("burst", "revoke", "storm"),
     "F26": ("revoke",),
 }
-CROWD = 240
 
 
 def make(
@@ -255,7 +260,7 @@ def make(
     """The schedule of a seed. L is 1 s, in one seed of ten 5 s; `faults` narrows them down."""
     if not lease:
         lease = 5.0 if seed % 10 == 0 else 1.0
-    maker = Maker(seed, nodes, lease)
+    maker = Maker(seed, nodes, lease, crowd)
     unknown = set(faults) - set(FAULTS)
     if unknown:
         raise ValueError(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")

@@ -42,8 +42,6 @@ from tests.campaign.standby import FAKETIME, Cache, Database, attach, faked, pro
 CAP = 4
 READY = 40.0
 DISK = "400m"
-RATE = 80
-"""Connections a second that a gateway lets in."""
 
 FASTER = {
     "auth.bcrypt_cost": 4,
@@ -54,7 +52,6 @@ FASTER = {
     "client.presence_update_interval": 5.0,
     "client.ping_interval": PING,
     "client.pong_timeout": 3.0,
-    "client.connection_rate_limit": RATE,
     "client.connections_per_address": 1,
     "log.level": "warning",
 }
@@ -290,6 +287,7 @@ class World:
             own,
             {
                 **FASTER,
+                "client.connection_rate_limit": self.schedule.rate,
                 "database.url": with_ports(self.postgres.url, *(proxy.port for proxy in postgres), host=host),
                 "redis.url": url,
             },
