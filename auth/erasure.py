@@ -9,7 +9,7 @@ the traces go in the same way; whether they come again is that issuer's to say.
 from collections.abc import Collection
 from typing import Final
 
-from auth import one_time, users
+from auth import key_keeping, one_time, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.passwords import Passwords
@@ -114,6 +114,7 @@ async def erase(
     require_within(subject.roles, beyond)
     writing.append(Entry(kind=model.Kind.USER, subject=id, code=model.DISABLED, reason="account_deleted"))
     account = await users.by_id(connection, id)
+    await key_keeping.forget(writing, id)
     await store.erase_subject(connection, id, known_elsewhere=not users.is_local(id))
     if account is not None:
         await _drop_letters(connection, id, account.user.email, account.email_key)

@@ -124,6 +124,12 @@ async def revoke(writing: Ledger, id: str, *, by: Mapping[str, Any]) -> bool:
     return True
 
 
+async def forget(writing: Ledger, owner: str) -> None:
+    """Delete all keys that a user made, who is deleted."""
+    for record in await writing.connection.fetch("delete from api_keys where owner = $1 returning id", owner):
+        writing.append(Entry(kind=Kind.API_KEY, api_key=record["id"]))
+
+
 class Cursor(NamedTuple):
     """Where a page ended: created_at in microseconds, and the id."""
 

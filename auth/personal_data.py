@@ -43,6 +43,16 @@ class Factor(msgspec.Struct, frozen=True):
     added_at: str
 
 
+class OwnKey(msgspec.Struct, frozen=True):
+    """An API key that they made."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    last_used_at: str | None
+
+
 class Device(msgspec.Struct, frozen=True):
     """What a browser or program said that it is, with how many kept sessions of it there are."""
 
@@ -85,6 +95,7 @@ class PersonalData(msgspec.Struct, frozen=True):
     exported_at: str
     profile: Profile
     factors: list[Factor]
+    api_keys: list[OwnKey]
     devices: list[Device]
     sessions: list[PastSession]
     audit: list[AuditedDeed]
@@ -106,11 +117,16 @@ async def parts(pool: Pool, id: str) -> AsyncIterator[bytes]:
         if record is None:
             raise Problem("not_found")
         factors = [Factor(r["kind"], r["name"], rfc3339(r["at"])) for r in await pool.fetch(_FACTORS, id)]
+        keys = await pool.fetch(_KEYS, id)
         devices = await pool.fetch(_DEVICES, id)
     head = {
         "exported_at": rfc3339(record["now"]),
         "profile": _profile(record),
         "factors": factors,
+        "api_keys": [
+            OwnKey(r["id"], r["name"], list(r["scopes"]), rfc3339(r["created_at"]), _time(r["last_used_at"]))
+            for r in keys
+        ],
         "devices": _devices(devices),
     }
     yield msgspec.json.encode(head)[:-1] + b',"sessions":['
@@ -233,6 +249,10 @@ SELECT 'totp' AS kind, 'Authenticator app' AS name, extract(epoch FROM confirmed
 FROM totp WHERE subject = $1 AND confirmed_at IS NOT NULL
 UNION ALL SELECT 'passkey', name, extract(epoch FROM created_at)::float8 FROM passkeys WHERE subject = $1
 """
+_KEYS = f"""
+SELECT id, name, scopes, {_epoch("created_at", "last_used_at")} FROM api_keys WHERE owner = $1
+ORDER BY api_keys.created_at DESC LIMIT 1000
+"""  # noqa: S608 - constants of this module
 _DEVICES = """
 SELECT device, count(*)::int AS sessions, extract(epoch FROM min(created_at))::float8 AS first_at,
     extract(epoch FROM max(last_seen_at))::float8 AS last_at

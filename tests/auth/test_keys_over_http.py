@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
+from auth.personal_data import PersonalData
 from config.database import Pool
 from config.http import rfc3339
 from config.redis import Pipe
@@ -155,6 +157,20 @@ async def test_sec_27_a_key_may_no_more_than_who_made_it_and_falls_with_them(
     for ended in ({"disabled": True}, {"disabled": False, "banned_until": at(house, 3600)}):
         assert (await house.call("PATCH", path, {**ended, "reason": "gone"}, **root)).status == 200
         assert [await opens(house, key) for key in keys] == [401, 401]
+
+
+async def test_keys_go_with_who_made_them_and_are_theirs_to_know(house: House, root: dict[str, Any]) -> None:
+    keeper = await person(house, "keeper")
+    made = (await make(house, {"token": keeper["token"]}, "users:read")).json
+    export = await house.call("GET", "/auth/me/export", token=keeper["token"])
+    [told] = msgspec.json.decode(export.text, type=PersonalData).api_keys
+    assert (told.id, told.scopes) == (made["key"]["id"], ["users:read"])
+    assert made["secret"] not in export.text
+    assert await opens(house, made["secret"]) == 200
+    gone = await house.call("DELETE", f"/admin/users/{keeper['id']}", {"reason": "asked"}, **root)
+    assert gone.status == 200, gone.text
+    assert await opens(house, made["secret"]) == 401
+    assert await house.pool.fetchval("select count(*) from api_keys") == 0
 
 
 async def test_a_service_account_is_disabled_with_all_its_keys(house: House, root: dict[str, Any]) -> None:
