@@ -123,6 +123,8 @@ class Passkeys:
     ) -> None:
         self._pool, self._maybe_party, self._challenges, self._product = pool, party, challenges, product
         self._sealer = Sealer.of(settings, "passkeys")
+        if party is not None:
+            import webauthn  # noqa: F401 - it takes long to load: not when the first passkey comes
 
     # -- what is asked for
 
@@ -272,7 +274,7 @@ def _verified(what: str, verify: Callable[[], T]) -> T:
 
 
 def _verify_new(answer: Attestation, asked: bytes, party: RelyingParty) -> Any:
-    from webauthn import verify_registration_response  # it takes long to load, and commands do without
+    from webauthn import verify_registration_response  # here, as commands do without
     from webauthn.helpers import parse_attestation_object
     from webauthn.helpers.cose import COSEAlgorithmIdentifier
 

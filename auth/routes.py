@@ -132,11 +132,13 @@ class PasskeyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PasskeyLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`credential`: the browser's answer to /auth/passkeys/login/options. `mode` as there, `remember` as in a login."""
+    """`credential`: the browser's answer to /auth/passkeys/login/options. `mode` as there, `remember`, `proof` as in a
+    login."""
 
     credential: Assertion
     mode: Mode = "cookie"
     remember: bool = True
+    proof: Text = ""
 
 
 class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -359,6 +361,7 @@ class AccountRoutes:
                 body=PasskeyLogIn,
                 result=LoggedInView,
                 errors=(
+                    "challenge_required",
                     "cross_site",
                     "forbidden",
                     "unauthenticated",
@@ -492,7 +495,7 @@ class AccountRoutes:
 
     async def passkey_login(self, call: Call[PasskeyLogIn, Nothing]) -> LoggedInView:
         body = call.body
-        client = await self._who_logs_in(call, body.mode, body.remember)
+        client = (await self._who_logs_in(call, body.mode, body.remember))._replace(proof=body.proof)
         cookie = body.mode == "cookie"
         about = passkeys.login_of(cookies.ceremony(call.request)) if cookie else passkeys.login_from(call.address)
         return await self._logged_in(

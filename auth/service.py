@@ -281,7 +281,7 @@ class Users:
         self._require_local()
         begun = self._passkeys.begun(passkey, about)
         async with (
-            self._throttle.attempt(client.address, f"passkey {passkey.id}") as attempt,
+            self._throttle.attempt(client.address, f"passkey {passkey.id}", proof=client.proof) as attempt,
             self._passkeys.watched(client.address),
         ):
             used = await self._passkeys.used(passkey, begun)

@@ -22,7 +22,9 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import asyncpg
 import jwt
+import pyotp
 
+from tests.auth.authenticator import Authenticator
 from tests.world.conftest import ROOT, World, running
 
 ISSUER = "a backend's secret of more than 32 bytes"
@@ -175,6 +177,43 @@ async def the_accounts(story: Story) -> tuple[str, str, str]:
     return access, header, user
 
 
+async def the_factors(story: Story) -> None:
+    """An authenticator app and a passkey, turned on, used, and mistyped."""
+    email = story.secret("e-mail of two factors", f"fay.{secrets.token_hex(6)}@private.example")
+    password = story.secret("password of two factors", "sailing to the island " + secrets.token_hex(6))
+    login = {"email": email, "password": password, "mode": "token"}
+    status, body = await story.call("POST", "/auth/register", login)
+    assert status == 201
+    bearer = {"Authorization": f"Bearer {body['access_token']}"}
+    status, begun = await story.call("POST", "/auth/totp", {}, headers=bearer)
+    assert status == 200
+    story.secret("secret of the app", begun["secret"])
+    await story.refused("POST", "/auth/totp/confirm", {"code": begun["secret"]}, headers=bearer)
+    code = pyotp.TOTP(begun["secret"]).now()
+    status, on = await story.call("POST", "/auth/totp/confirm", {"code": code}, headers=bearer)
+    assert status == 200
+    codes = [story.secret(f"recovery code {n}", one) for n, one in enumerate(on["recovery_codes"])]
+    phone = Authenticator(origin=story.world.url.replace("127.0.0.1", "localhost"))
+    status, options = await story.call("POST", "/auth/passkeys/options", {}, headers=bearer)
+    assert status == 200
+    made = {"name": "phone", "credential": phone.create(options)}
+    await story.refused("POST", "/auth/passkeys", {**made, "name": [codes[0], password]}, headers=bearer)
+    assert (await story.call("POST", "/auth/passkeys", made, headers=bearer))[0] == 201
+    _, half = await story.call("POST", "/auth/login", login)
+    await story.refused("POST", "/auth/login/factor", {"challenge": half["challenge"], "code": codes[0] + "x"})
+    await story.refused("POST", "/auth/login/factor", {"challenge": codes[1], "code": codes[1]})
+    finish = {"challenge": half["challenge"], "code": codes[0], "mode": "token"}
+    assert (await story.call("POST", "/auth/login/factor", finish))[0] == 200
+    _, options = await story.call("POST", "/auth/passkeys/login/options", {"mode": "token"})
+    signed = phone.get(options)
+    story.secret("signature", signed["response"]["signature"])
+    await story.refused("POST", "/auth/passkeys/login", {"credential": signed, "mode": codes[1]})
+    forged = {**signed, "response": {**signed["response"], "signature": "AAAA"}}
+    await story.refused("POST", "/auth/passkeys/login", {"credential": forged, "mode": "token"})
+    assert (await story.call("POST", "/auth/passkeys/login", {"credential": signed, "mode": "token"}))[0] == 200
+    await story.refused("POST", "/auth/passkeys/login", {"credential": signed, "mode": "token"})
+
+
 async def the_gateway(story: Story, access: str, cookie: str) -> None:
     """Tokens, good and bad, where a client puts them and where it should not."""
     bearer = {"Authorization": f"Bearer {access}"}
@@ -283,6 +322,7 @@ async def test_63_no_secret_stands_in_logs_metrics_refusals_or_the_audit(tmp_pat
             story = Story(world)
             story.secret("issuer's secret", ISSUER)
             access, cookie, user = await the_accounts(story)
+            await the_factors(story)
             await the_gateway(story, access, cookie)
             await the_backend(story, user)
             await what_the_database_holds(story)
