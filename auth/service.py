@@ -6,7 +6,7 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -31,6 +31,7 @@ from config.settings import Auth, Mail
 from config.settings import Sessions as Policy
 from config.tasks import Tasks
 from sessions import audit, store, webhooks
+from sessions.batches import Batch
 from sessions.devices import device_name, place
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
@@ -116,6 +117,7 @@ class Users:
         self._passwords, self._throttle, self._devices, self._settings = passwords, throttle, devices, settings
         self._challenges, self._codes, self._freshness = challenges, codes, freshness
         self._passkeys = passkeys
+        self._users: Batch[str, User] = Batch(self._load_users)
         self._failures: dict[str, int] = {}
         self._tasks = Tasks()
 
@@ -123,6 +125,7 @@ class Users:
         self._tasks.keep("auth: failures", self._keep_failures)
 
     async def close(self) -> None:
+        await self._users.close()
         await self._tasks.close()
         await self.flush()
 
@@ -460,9 +463,12 @@ class Users:
     # -- what admins do
 
     async def find(self, id: str) -> User | None:
-        """Anyone who has been here, accounts of other issuers too."""
+        """Anyone who has been here, accounts of other issuers too. Many who ask at once are one statement."""
+        return await self._users(id)
+
+    async def _load_users(self, ids: Sequence[str]) -> Mapping[str, User]:
         with translated():
-            return await users.find(self._pool, id)
+            return await users.find_all(self._pool, ids)
 
     async def page(
         self, by: users.Filter, *, limit: int, after: users.Cursor | None

@@ -8,7 +8,7 @@ import base64
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -179,8 +179,12 @@ from users u join subjects s on s.id = u.id
 
 async def find(connection: Executor, id: str) -> User | None:
     """Anyone who has a subject: a guest and another issuer's user have no e-mail address and no name here."""
-    record = await connection.fetchrow(_FIND, id)
-    return None if record is None else _user(record)
+    return (await find_all(connection, [id])).get(id)
+
+
+async def find_all(connection: Executor, ids: Sequence[str]) -> Mapping[str, User]:
+    """The same of many."""
+    return {record["id"]: _user(record) for record in await connection.fetch(_FIND, ids)}
 
 
 _FIND = f"""
@@ -188,7 +192,7 @@ select s.id, coalesce(u.email, '') as email, coalesce(u.display_name, '') as dis
     extract(epoch from coalesce(u.created_at, s.created_at))::float8 as created_at, s.state = 'active' as active,
     coalesce(u.failures, 0) as failures, extract(epoch from u.last_login_at)::float8 as last_login_at,
     coalesce(u.avatar_url, '') as avatar_url, {_BANNED}
-from subjects s left join users u on u.id = s.id where s.id = $1 and s.erased_at is null
+from subjects s left join users u on u.id = s.id where s.id = any($1::text[]) and s.erased_at is null
 """  # noqa: S608 - constants of this module
 
 

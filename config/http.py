@@ -358,9 +358,10 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         query: Any = decode_query(request, route.query)
         body: Any = None if route.body is None else await read_body(request, route.body)
         call = Call(request, body, query, caller)
-        form = exports.wanted(request.headers.get("Accept", "")) if request.method == "GET" else None
-        if route.export is not None and form is not None:
-            return await _export(route, route.export, call, form)
+        if route.export is not None and request.method == "GET":
+            form = exports.wanted(request.headers.get("Accept", ""))
+            if form is not None:
+                return await _export(route, route.export, call, form)
         result: Any = await route.handler(call)
         if isinstance(result, web.StreamResponse) and result.prepared:
             return result
@@ -434,6 +435,7 @@ async def _send(response: web.StreamResponse, data: bytes) -> None:
         await response.write(data)
 
 
+@functools.lru_cache(maxsize=8192)
 def rfc3339(unix: float) -> str:
     """UTC with milliseconds, rounded down: a moment is never told before it came."""
     whole = math.floor(unix * 1000 + 1e-4)  # 1e-4: what a float of this size may lack

@@ -9,7 +9,7 @@ memory reaches back far enough. Not here: what to do about a verdict, who may go
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -116,12 +116,15 @@ class Memory:
         """9b: the floor first, then every row that names the session, its user, or everyone."""
         if not self.covers(position):
             return Again.BELOW_FLOOR
-        for row in self._naming(sid, user):
-            if kills(row, sid, user, born):
-                return row.ended
-        rights = self._by[Kind.RIGHTS]
-        if any(row.seq > position.seq for name in (user, sid) for row in rights.get(name)):
-            return Again.RIGHTS
+        by = self._by
+        for kind, name in ((Kind.SESSION, sid), (Kind.USER, user), (Kind.EVERYONE, "")):
+            for row in by[kind].get(name):
+                if kills(row, sid, user, born):
+                    return row.ended
+        for name in (user, sid):
+            for row in by[Kind.RIGHTS].get(name):
+                if row.seq > position.seq:
+                    return Again.RIGHTS
         return None
 
     def judge_key(self, api_key: str, position: Position) -> Verdict:
@@ -133,11 +136,6 @@ class Memory:
             return rows[0].ended
         changed = self._by[Kind.RIGHTS].get(f"key:{api_key}")
         return Again.RIGHTS if any(row.seq > position.seq for row in changed) else None
-
-    def _naming(self, sid: str, user: str) -> Iterator[Row]:
-        yield from self._by[Kind.SESSION].get(sid)
-        yield from self._by[Kind.USER].get(user)
-        yield from self._by[Kind.EVERYONE].get("")
 
     # -- learning
 
