@@ -317,7 +317,7 @@ class App:
                 "/dev/mail",
                 self._mail,
                 "The newest letters that were written into mail.folder, for an admin's session",
-                result=Letters,
+                result=KeptLetters,
                 access="session",
                 tag="dev",
             ),
@@ -333,13 +333,13 @@ class App:
             password_min_length=auth.password_min_length,
         )
 
-    async def _mail(self, call: Call[None, Nothing]) -> "Letters":
+    async def _mail(self, call: Call[None, Nothing]) -> "KeptLetters":
         """Who reads the letters logs in as anybody: they are for whom the admin's password in dev.json is."""
         if not call.who.may(scopes.ALL):
             raise Problem("forbidden", "needs the session of an admin who may all")
         folder = self.settings.mail.folder
         found = await asyncio.to_thread(kept, Path(folder), LETTERS) if folder else []
-        return Letters([LetterView(**(letter._asdict() | {"at": rfc3339(letter.at)})) for letter in found])
+        return KeptLetters([KeptLetter(**(letter._asdict() | {"at": rfc3339(letter.at)})) for letter in found])
 
     async def _health(self, _call: Call[None, Nothing]) -> Health:
         return Health()
@@ -413,7 +413,7 @@ class Doors(msgspec.Struct, frozen=True):
     password_min_length: int
 
 
-class LetterView(msgspec.Struct, frozen=True):
+class KeptLetter(msgspec.Struct, frozen=True):
     """A letter of the folder. `link` is "" when it has none."""
 
     id: str
@@ -424,10 +424,10 @@ class LetterView(msgspec.Struct, frozen=True):
     link: str
 
 
-class Letters(msgspec.Struct, frozen=True):
+class KeptLetters(msgspec.Struct, frozen=True):
     """Newest first."""
 
-    items: list[LetterView]
+    items: list[KeptLetter]
     next: str = ""
 
 

@@ -1,0 +1,2 @@
+// The one thing of Node that check.ts needs.
+declare const process: { argv: string[] };
