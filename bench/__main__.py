@@ -1,8 +1,9 @@
 """`python -m bench`: run the measures, print one table.
 
-    python -m bench                         everything, ten minutes
+    python -m bench                         everything but `database`, a quarter of an hour
+    python -m bench me logins               some measures
     python -m bench --quick                 the same with small sizes, less than two minutes: does it work at all?
-    python -m bench --only fanout connect   some measures
+    python -m bench --only fanout connect   some measures, too
     python -m bench --reference PATH        beside a server that reads Centrifugo v6's configuration
     python -m bench --markdown              also writes the table into bench/README.md
 
@@ -25,10 +26,12 @@ from pathlib import Path
 import uvloop
 
 from bench import machine, table
+from bench.accounts import ACCOUNTS
 from bench.measures import FULL, MEASURES, QUICK, Run, Sizes, say
 from bench.servers import AiohttpBroadcast, Cores, Floor, Reference, Server, SocketIo, Wardgate
 
 BUSY = ": the machine was busy, so times are too long, and servers that join publications look better than they are"
+ALL = {**MEASURES, **ACCOUNTS}
 README = Path(__file__).resolve().parent / "README.md"
 SERVERS: dict[str, type[Server]] = {
     kind.name: kind for kind in (Wardgate, Floor, Reference, AiohttpBroadcast, SocketIo)
@@ -37,8 +40,9 @@ SERVERS: dict[str, type[Server]] = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="What Wardgate costs, beside others.")
+    parser.add_argument("names", nargs="*", choices=[*ALL, []], metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, less than two minutes")
-    parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="NAME", help=f"of {', '.join(MEASURES)}")
+    parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help="the same")
     parser.add_argument("--servers", nargs="+", choices=SERVERS, metavar="NAME", help=f"of {', '.join(SERVERS)}")
     parser.add_argument("--reference", metavar="PATH", help="a binary that reads Centrifugo v6's configuration")
     parser.add_argument("--rounds", type=int, help="how often each figure is taken")
@@ -95,9 +99,9 @@ async def measure(run: Run, names: list[str]) -> tuple[list[table.Row], list[str
     rows: list[table.Row] = []
     failed: list[str] = []
     for name in names:
-        say(f"{name}: {(MEASURES[name].__doc__ or '').strip()}")
+        say(f"{name}: {(ALL[name].__doc__ or '').strip()}")
         try:
-            rows += await MEASURES[name](run)
+            rows += await ALL[name](run)
         except asyncio.CancelledError:
             task.uncancel()
             failed.append(f"{name}: stopped")
@@ -124,7 +128,7 @@ def main() -> int:
     facts = about(cores, sizes)
     makers = contestants(options, sizes)
     os.sched_setaffinity(0, rest)
-    rows, failed = uvloop.run(measure(Run(makers, sizes, cores), options.only or list(MEASURES)))
+    rows, failed = uvloop.run(measure(Run(makers, sizes, cores), [*options.names, *(options.only or [])] or list(ALL)))
     shown = [name for name in SERVERS if any(name in row.figures for row in rows)]
     if options.json:
         print(json.dumps({"about": facts, "rows": [row.as_json() for row in rows], "failed": failed}, indent=1))
