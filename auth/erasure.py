@@ -144,5 +144,7 @@ async def forget(pool: Pool, id: str) -> None:
     """What the audit and the log say by which the person could be known."""
     sids = await store.sids_of(pool, id)
     await log.forget(pool, id, sids)
-    while await audit.forget(pool, id, sids, limit=AT_ONCE):
+    acted = await audit.acted(pool, id)
+    await pool.execute("UPDATE sessions SET device = '', address = '' WHERE sid = ANY($1)", acted)
+    while await audit.forget(pool, id, sids, acted, limit=AT_ONCE):
         pass

@@ -116,7 +116,9 @@ class Identity:
         if not standing.user:
             raise TokenInvalid("an anonymous token over HTTP")
         self._sessions.seen(standing.sid, standing.idle or self._idle)
-        return self._person("bearer", standing.user, standing.sid, frozenset(standing.roles), standing.aal)
+        return self._person(
+            "bearer", standing.user, standing.sid, frozenset(standing.roles), standing.aal, standing.act
+        )
 
     async def _cookie(self, request: web.Request) -> Caller | None:
         reading = await cookies.reading(request)
@@ -126,11 +128,14 @@ class Identity:
         session = reading.session
         self._sessions.seen(session.sid, session.idle)
         subject = session.subject
-        return self._person("cookie", subject.id, session.sid, frozenset(subject.roles), session.aal)
+        return self._person("cookie", subject.id, session.sid, frozenset(subject.roles), session.aal, session.act)
 
-    def _person(self, via: Literal["bearer", "cookie"], user: str, sid: str, roles: frozenset[str], aal: int) -> Caller:
+    def _person(
+        self, via: Literal["bearer", "cookie"], user: str, sid: str, roles: frozenset[str], aal: int, act: str
+    ) -> Caller:
         lacks_factor = aal < 2 and not roles.isdisjoint(self._second_factor_roles)
-        return Caller(via, user, sid, roles, scopes.of_roles(self._roles, roles), lacks_factor)
+        granted = frozenset[str]() if act else scopes.of_roles(self._roles, roles)  # nobody borrows rights
+        return Caller(via, user, sid, roles, granted, lacks_factor, act=act)
 
     # -- live connections
 
@@ -207,7 +212,7 @@ class Identity:
     def _judged(self, claims: Claims) -> Connected | None:
         """What memory says of the session of a token, by the token's position or by what was read since; None: read."""
         verdict = self._revocations.judge(claims.sid, claims.sub, claims.born, claims.position)
-        if verdict is None:
+        if verdict is None and not claims.act:  # where another acts the session is read: its end is near
             return Connected(_standing(claims, self._idle))
         if isinstance(verdict, Ended):
             raise SessionEnded(verdict)

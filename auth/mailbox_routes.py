@@ -162,4 +162,4 @@ async def _held(request: web.Request) -> Held | None:
             require_same_origin(request)
     except Problem:
         return None
-    return None if caller is None or caller.sid is None else Held(caller.id, caller.sid)
+    return None if caller is None or caller.sid is None or caller.act else Held(caller.id, caller.sid)

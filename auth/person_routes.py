@@ -66,6 +66,7 @@ class PersonRoutes:
                 "All that is kept of me, as a file",
                 result=PersonalData,
                 access="session",
+                impersonable=False,
                 errors=("step_up_required", "too_many_attempts", "outcome_unknown"),
                 tag="accounts",
             ),

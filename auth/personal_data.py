@@ -63,7 +63,8 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class PastSession(msgspec.Struct, frozen=True):
-    """A session, live or over. `ended_at` is null where nothing but its time ended it."""
+    """A session, live or over. `ended_at` is null where nothing but its time ended it. Of one in which somebody else
+    acted the device and the address are theirs, and not told."""
 
     sid: str
     kind: str
@@ -75,6 +76,7 @@ class PastSession(msgspec.Struct, frozen=True):
     expires_at: str
     ended_at: str | None
     ended_reason: str
+    impersonated_by: str | None
 
 
 class AuditedDeed(msgspec.Struct, frozen=True):
@@ -177,7 +179,7 @@ async def _deeds(pool: Pool, id: str) -> _Pages:
 
 
 def _deed(entry: audit.Entry, name: str) -> AuditedDeed:
-    address = entry.address if entry.actor == name else ""
+    address = entry.address if entry.actor == name and "act" not in entry.detail else ""
     detail = dict(entry.detail)
     return AuditedDeed(rfc3339(entry.at), entry.actor, entry.action, entry.target, entry.sid, address, detail)
 
@@ -225,6 +227,7 @@ def _session(r: Any) -> PastSession:
         rfc3339(r["expires_at"]),
         _time(r["ended_at"]),
         r["ended_reason"],
+        r["act"],
     )
 
 
@@ -256,10 +259,11 @@ ORDER BY api_keys.created_at DESC LIMIT 1000
 _DEVICES = """
 SELECT device, count(*)::int AS sessions, extract(epoch FROM min(created_at))::float8 AS first_at,
     extract(epoch FROM max(last_seen_at))::float8 AS last_at
-FROM sessions WHERE subject = $1 GROUP BY device ORDER BY max(last_seen_at) DESC LIMIT 1000
+FROM sessions WHERE subject = $1 AND act IS NULL GROUP BY device ORDER BY max(last_seen_at) DESC LIMIT 1000
 """
 _SESSIONS = f"""
-SELECT sid, kind, issuer, device, address, ended_reason,
+SELECT sid, kind, issuer, act, CASE WHEN act IS NULL THEN device ELSE '' END AS device,
+    CASE WHEN act IS NULL THEN address ELSE '' END AS address, ended_reason,
     (extract(epoch FROM created_at) * 1000000)::bigint AS created_us,
     {_epoch("created_at", "last_seen_at", "expires_at", "ended_at")}
 FROM sessions

@@ -25,6 +25,7 @@ from auth.factors import Factors
 from auth.freshness import Freshness
 from auth.humans import Humans
 from auth.identity import READING, Identity
+from auth.impersonation import SCOPE, Impersonation
 from auth.key_routes import KeyRoutes
 from auth.keys import Keys, key_sealer
 from auth.mailbox import Mailboxes
@@ -166,6 +167,12 @@ class ChangeUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     banned_until: Annotated[datetime, msgspec.Meta(tz=True)] | msgspec.UnsetType | None = msgspec.UNSET
 
 
+class Impersonate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`reason` is kept in the audit."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
 class UserFilter(Paging, frozen=True, forbid_unknown_fields=True):
     """`email`: how the address begins."""
 
@@ -231,11 +238,13 @@ class Refreshed(msgspec.Struct, frozen=True):
 
 
 class Me(msgspec.Struct, frozen=True):
-    """`scopes`: what the user's roles may, as `auth.roles` has it; "*" is everything."""
+    """`scopes`: what the user's roles may, as `auth.roles` has it; "*" is everything. `impersonated_by` is there where
+    somebody acts for the user in this session: who."""
 
     user: UserView
     session: SessionView
     scopes: list[str]
+    impersonated_by: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class UserChanged(msgspec.Struct, frozen=True):
@@ -255,10 +264,12 @@ class AccountRoutes:
         sessions: Sessions,
         tokens: AccessTokens,
         keys: Keys,
+        impersonation: Impersonation,
         throttle: Throttle,
         settings: Settings,
     ) -> None:
         self._people, self._mailboxes, self._settings, self._throttle = people, mailboxes, settings, throttle
+        self._impersonation = impersonation
         self._sessions, self._tokens, self._keys = sessions, tokens, keys
 
     def routes(self) -> list[Route]:
@@ -400,6 +411,7 @@ class AccountRoutes:
                 body=ChangeMe,
                 result=UserView,
                 access="session",
+                impersonable=True,
                 errors=("outcome_unknown",),
                 tag="accounts",
             ),
@@ -435,6 +447,19 @@ class AccountRoutes:
                 access="admin",
                 scope="users:write",
                 errors=("not_found", "outcome_unknown"),
+                tag="admin",
+            ),
+            Route(
+                "POST",
+                "/admin/users/{id}/impersonation",
+                self.impersonate,
+                "A session in which I act for a user for a while; it is marked, ends with mine, changes no account",
+                body=Impersonate,
+                result=LoggedInView,
+                status=201,
+                access="admin",
+                scope=SCOPE,
+                errors=("not_found", "step_up_required", "outcome_unknown"),
                 tag="admin",
             ),
             Route(
@@ -558,7 +583,8 @@ class AccountRoutes:
         user = await self._people.find(call.who.id)
         if user is None:
             raise Problem("not_found")
-        return Me(user_view(user), view(reading.session), sorted(call.who.scopes))
+        act = reading.session.act or msgspec.UNSET
+        return Me(user_view(user), view(reading.session), sorted(call.who.scopes), act)
 
     async def change_me(self, call: Call[ChangeMe, Nothing]) -> UserView:
         body, who = call.body, call.who
@@ -606,6 +632,12 @@ class AccountRoutes:
         )
         return UserChanged(any_user(user), receipt)
 
+    async def impersonate(self, call: Call[Impersonate, Nothing]) -> LoggedInView:
+        id = plain("id", call.path("id"))
+        return await self._logged_in(
+            call, await self._impersonation.begin(id, call.body.reason, call.who, who_asks(call))
+        )
+
     def _until(self, wanted: datetime | msgspec.UnsetType | None) -> float | None:
         if not isinstance(wanted, datetime):
             return NO_BAN if wanted is None else None
@@ -625,6 +657,8 @@ async def _bearer(request: web.Request) -> Held | None:
     if not request.headers.get("Authorization", "").lower().startswith("bearer "):
         return None
     caller = await request.app[IDENTIFY](request)
+    if caller is not None and caller.act:
+        raise Problem("impersonated")
     return None if caller is None or caller.sid is None else Held(caller.id, caller.sid)
 
 
@@ -753,7 +787,10 @@ class Accounts:
         self._mailboxes = MailboxRoutes(mailboxes)
         erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs)
         self._persons = PersonRoutes(pool, revocations, erasure, throttle, freshness, settings.auth)
-        self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, throttle, settings)
+        acting = Impersonation(pool, revocations, sessions, freshness, settings.auth)
+        self._accounts = AccountRoutes(
+            self.people, mailboxes, sessions, self.tokens, self.keys, acting, throttle, settings
+        )
         self.cookies = CookieStorage(sessions, secure=secure)
 
     async def start(self) -> None:

@@ -652,6 +652,8 @@ async def change_user(
         message = f"banned until {rfc3339(after.banned_until)}"
         writing.append(Entry(kind=Kind.USER, subject=id, code=DISABLED, reason=reason, message=message))
     elif set(after.roles) != set(before.roles):
+        for one in await store.impersonations(connection, user=id):  # either may have got, or lost, rights
+            writing.append(Entry(kind=Kind.SESSION, sid=one, reason="impersonation_ended"))
         await store.shorten(connection, id, lives.life(after.roles))
         writing.append(Entry(kind=Kind.RIGHTS, subject=id, reason=reason))
     told = {"actor": actor, "target": f"user:{id}", "sid": sid, "address": address}

@@ -8,7 +8,7 @@ remembered by SHA-256 of the whole token; expiry and the key's standing are chec
 import hashlib
 import secrets
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import jwt
 import msgspec
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 class Claims(msgspec.Struct, frozen=True):
     """A verified token of ours. `iat` and `exp` are unix seconds by the database's clock; `idle` is the session's, in
-    seconds, 0 where the token does not say it."""
+    seconds, 0 where the token does not say it. `act`: the user who acts for `sub` (RFC 8693 4.1), "" for nobody."""
 
     sub: str
     sid: str
@@ -44,6 +44,11 @@ class Claims(msgspec.Struct, frozen=True):
     aal: int = 1
     auth_time: int = 0
     idle: float = 0.0
+    act: str = ""
+
+
+class _Actor(msgspec.Struct):
+    sub: str
 
 
 class _Payload(msgspec.Struct):
@@ -62,6 +67,7 @@ class _Payload(msgspec.Struct):
     aal: int = 1
     auth_time: int = 0
     idle: float = 0.0
+    act: _Actor | None = None
 
 
 class UnknownKey(TokenInvalid):
@@ -129,8 +135,9 @@ class AccessTokens:
             session.aal,
             int(session.auth_time),
             session.idle,
+            session.act,
         )
-        payload = {
+        payload: dict[str, Any] = {
             "iss": self._issuer,
             "aud": self._audience,
             "sub": claims.sub,
@@ -144,6 +151,8 @@ class AccessTokens:
             "auth_time": claims.auth_time,
             "idle": claims.idle,
         }
+        if claims.act:
+            payload["act"] = {"sub": claims.act}
         token = jwt.encode(payload, key.private, key.algorithm, headers={"typ": TYPE, "kid": key.kid})
         self._remembered.keep(digest(token), claims)  # what we signed needs no verifying here
         return token, exp - iat
@@ -211,6 +220,7 @@ class AccessTokens:
                 payload.aal,
                 payload.auth_time,
                 payload.idle,
+                "" if payload.act is None else payload.act.sub,
             )
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise TokenInvalid(f"claims: {type(error).__name__}") from None

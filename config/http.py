@@ -54,6 +54,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "step_up_required": (401, "Show a factor again first"),
     "forbidden": (403, "Not allowed"),
     "challenge_required": (403, "Solve a challenge first"),
+    "impersonated": (403, "Only the user in person may do that"),
     "cross_site": (403, "A request with a cookie must come from this site"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "Not with this method"),
@@ -202,7 +203,8 @@ class Caller:
 
     `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `scopes` are the
     key's, or those of the session's roles. `lacks_factor`: a role wants a second factor, and this session has not seen
-    one. `service` is the service account that a key belongs to, `owner` the user who made it.
+    one. `service` is the service account that a key belongs to, `owner` the user who made it. `act`: who acts for this
+    user in that session, "" for nobody else.
     """
 
     via: Literal["bearer", "cookie", "api_key"]
@@ -213,6 +215,7 @@ class Caller:
     lacks_factor: bool = False
     service: str = ""
     owner: str = ""
+    act: str = ""
 
     @property
     def name(self) -> str:
@@ -291,7 +294,8 @@ class Route:
     `key` an API key.
     `result` None means 204; `also` are other statuses with the same result. `errors` are the codes beside those that
     follow from body and access; `headers` are request headers that mean something here. `export`: what a row is, where
-    `result` is a page of `items` and `next` that can be had whole, in one of `config.exports.FORMS`.
+    `result` is a page of `items` and `next` that can be had whole, in one of `config.exports.FORMS`. `impersonable`:
+    of a `session` route, whether whoever acts for the user may ask; None: where it only reads.
     """
 
     method: str
@@ -310,11 +314,18 @@ class Route:
     tag: str = ""
     export: type[msgspec.Struct] | None = None
     guarded: bool = field(default=False)
+    impersonable: bool | None = None
 
     @property
     def needs_current(self) -> bool:
         """A frozen node answers 503 to whatever needs a session and to /auth/*."""
         return self.access != "public" or self.guarded or self.path.startswith("/auth/")
+
+    @property
+    def in_person(self) -> bool:
+        """Only for the user in person: what changes an account, unless it is said otherwise."""
+        allowed = self.method == "GET" if self.impersonable is None else self.impersonable
+        return self.access == "session" and not allowed
 
 
 ROUTES: web.AppKey[list[Any]] = web.AppKey("routes", list)
@@ -461,6 +472,8 @@ async def _admit(route: Route, request: web.Request) -> Caller | None:
         raise Problem("unauthenticated")
     if caller.via == "cookie" and request.method not in ("GET", "HEAD", "OPTIONS"):
         require_same_origin(request)
+    if route.in_person and caller.act:
+        raise Problem("impersonated")
     if route.access == "session" and caller.sid is None:
         raise Problem("forbidden", "this route takes a session, not an API key")
     if route.access == "admin" and not caller.may(route.scope):

@@ -173,6 +173,8 @@ def problem_codes(route: Route) -> list[str]:
         codes.add("frozen")
     if route.access == "admin":
         codes.add("second_factor_required")
+    if route.in_person:
+        codes.add("impersonated")
     if route.access != "public":
         codes |= {"unauthenticated", "token_expired", "session_ended", "forbidden"}
         if route.method not in ("GET", "HEAD"):

@@ -27,6 +27,7 @@ SCOPES: Final[Mapping[str, str]] = {
     "signing-keys:read": "see the keys that sign access tokens",
     "signing-keys:write": "sign with the next key",
     "users:export": "have all that is kept of a person",
+    "users:impersonate": "act for a user who has no rights of this table, for half an hour",
     "users:read": "see accounts",
     "users:write": "disable, ban, enable and delete users, remove lost factors, give and take roles within one's own",
     "webhooks:read": "see webhooks",

@@ -452,6 +452,7 @@ class Auth(Section):
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
     trust_device_for: Annotated[Seconds, Field(le=180 * 86400.0)] = 0.0
+    impersonation_ttl: Annotated[Seconds, Field(gt=0, le=86400)] = 1800.0
     rate_limit_allow: list[Network] = []
     challenge: Challenge = Challenge()
     roles: Roles = {**scopes.DEFAULT_ROLES}

@@ -35,6 +35,7 @@ Action = Literal[
     "user.profile_changed",
     "user.deleted",
     "user.exported",
+    "user.impersonated",
     "user.password_changed",
     "user.password_reset",
     "user.password_disabled",
@@ -81,7 +82,8 @@ async def append(
 ) -> None:
     """One row, in the caller's transaction. `actor` is Caller.name, "system" or "cli"; `detail` holds no secret and
     nothing by which a person could be known; `personal` may: what people wrote (text, no numbers), and what was
-    written about them. It is told as a part of `detail`."""
+    written about them. It is told as a part of `detail`. Of a session in which somebody else acts the row says who:
+    `act` of `detail`."""
     await connection.execute(_APPEND, action, actor, target, sid, address, *_apart(detail or {}, personal or {}))
 
 
@@ -95,7 +97,10 @@ async def append_all(connection: Connection, rows: Iterable[Row]) -> None:
 
 
 _APPEND = """
-INSERT INTO audit (action, actor, target, sid, address, detail, personal) VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO audit (action, actor, target, sid, address, detail, personal)
+SELECT $1, $2, $3, $4, $5, $6::jsonb || coalesce((
+    SELECT jsonb_build_object('act', 'user:' || s.act) FROM sessions s WHERE s.sid = $4 AND s.act IS NOT NULL
+), '{}'), $7::jsonb
 """
 
 
@@ -118,21 +123,28 @@ def commitment(salted: Mapping[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(salted, order="deterministic")).hexdigest()
 
 
-async def forget(connection: Executor, user: str, sids: Sequence[str], *, limit: int) -> int:
-    """Blank what names a person in up to `limit` rows: addresses that they came from, and what was written about them
-    and their sessions; how many. Why somebody deleted them stays: that is the deleter's."""
-    return int(
-        (await connection.execute(_FORGET, f"user:{user}", [f"session:{sid}" for sid in sids], limit)).split()[-1]
-    )
+async def forget(connection: Executor, user: str, sids: Sequence[str], acted: Sequence[str], *, limit: int) -> int:
+    """Blank what names a person in up to `limit` rows: addresses that they came from, also where they acted for others
+    (in the sessions `acted`), and what was written about them and their sessions; how many. Why somebody deleted them
+    stays: that is the deleter's."""
+    targets = [f"session:{sid}" for sid in sids]
+    return int((await connection.execute(_FORGET, f"user:{user}", targets, limit, acted)).split()[-1])
 
 
+async def acted(connection: Executor, user: str) -> list[str]:
+    """The sids of sessions in which a user acted for others."""
+    return [record["sid"] for record in await connection.fetch(_ACTED, f"user:{user}")]
+
+
+_ACTED = "SELECT detail->>'session' AS sid FROM audit WHERE actor = $1 AND action = 'user.impersonated'"
 _FORGET = """
-UPDATE audit SET address = CASE WHEN actor = $1 THEN '' ELSE address END,
+UPDATE audit SET address = CASE WHEN actor = $1 OR sid = ANY($4) THEN '' ELSE address END,
     personal = CASE WHEN action <> 'user.deleted' AND (target = $1 OR target = ANY($2)) THEN '{}' ELSE personal END
 WHERE (at, id) IN (
     (SELECT at, id FROM audit WHERE actor = $1 AND address <> '' LIMIT $3)
     UNION (SELECT at, id FROM audit WHERE target = $1 AND personal <> '{}' AND action <> 'user.deleted' LIMIT $3)
     UNION (SELECT at, id FROM audit WHERE target = ANY($2) AND personal <> '{}' LIMIT $3)
+    UNION (SELECT at, id FROM audit WHERE sid = ANY($4) AND sid <> '' AND address <> '' LIMIT $3)
 )
 """
 

@@ -133,6 +133,12 @@ KEEP_KEYS = 86400.0
 BATCH = 5_000
 
 
+_IMPERSONATIONS = """
+SELECT s.sid, s.born, i.act, i.act_sid FROM impersonations i JOIN sessions s ON s.sid = i.sid
+WHERE (i.act_sid = ANY($1::text[]) OR i.act = ANY($2::text[])) AND s.ended_at IS NULL
+"""
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """What a transaction wants the log to say; its place (seq, id, previous, bound) is given at commit.
 
@@ -221,6 +227,9 @@ async def write(connection: Connection, groups: Sequence[Group]) -> Written:
     """Set the marks and append the drafts, the head last. Rows whose id is in the log already are not written again."""
     drafts = [row for group in groups for row in group.drafts]
     counts = await _mark(connection, drafts)
+    if more := await _impersonations(connection, drafts):
+        counts |= await _mark(connection, more)
+        drafts += more
     found: Any = await connection.fetchrow(_HEAD + " FOR UPDATE")
     fresh = await _not_there(connection, drafts)
     rows, era_id = _placed(found, fresh)
@@ -255,6 +264,25 @@ async def _mark(connection: Connection, drafts: Sequence[Row]) -> dict[str, int]
         if row.kind is Kind.EVERYONE:
             counts[row.id] = await _count_everyone(connection, row.except_sid)
     return counts
+
+
+async def _impersonations(connection: Connection, drafts: Sequence[Row]) -> list[Row]:
+    """Sessions that were begun by those which just ended end with them, under the same receipt. Whoever begins one
+    holds theirs, so that none is begun beside this."""
+    ending = [row for row in drafts if row.kind in (Kind.SESSION, Kind.USER)]
+    if not ending:
+        return []
+    sids, users = [row.sid for row in ending if row.sid], [row.subject for row in ending if row.kind is Kind.USER]
+    more = []
+    for record in await connection.fetch(_IMPERSONATIONS, sids, users):
+        for row in ending:
+            of_session = row.sid != "" and row.sid == record["act_sid"]
+            of_user = row.kind is Kind.USER and row.subject == record["act"]
+            if of_session or (of_user and (not row.bound or record["born"] < row.bound)):
+                entry = Entry(kind=Kind.SESSION, sid=record["sid"], reason="impersonation_ended")
+                more.append(entry.draft(row.receipt))
+                break
+    return more
 
 
 async def _count_everyone(connection: Connection, spared: str) -> int:

@@ -138,6 +138,7 @@ class Session(msgspec.Struct, frozen=True):
     aal: int = 1  # 2: with a second factor (NIST SP 800-63B's levels)
     auth_time: float = 0.0  # when its holder last showed a factor
     remembered: bool = True  # False: its cookie goes when the browser ends
+    act: str = ""  # the user who acts in it for its subject (RFC 8693), "" where that is the subject
 
     @property
     def idle_expires_at(self) -> float:
@@ -189,3 +190,4 @@ class Standing(msgspec.Struct, frozen=True):
     channels: tuple[str, ...] = ()
     meta: bytes = b""
     aal: int = 1
+    act: str = ""  # as a session's

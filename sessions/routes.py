@@ -78,7 +78,8 @@ def view(session: Session) -> SessionView:
 
 class OwnSession(msgspec.Struct, frozen=True):
     """One of the caller's sessions. `address` is the network that it began in (IPv4: /24, IPv6: /48). `connections` is
-    null while the registry is away."""
+    null while the registry is away. `impersonated_by`: who acts in it for the caller; their device
+    and address are not told."""
 
     sid: str
     device: str
@@ -89,6 +90,7 @@ class OwnSession(msgspec.Struct, frozen=True):
     idle_expires_at: str
     connections: int | None
     current: bool
+    impersonated_by: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class OwnSessions(msgspec.Struct, frozen=True):
@@ -120,6 +122,7 @@ class AnySession(msgspec.Struct, frozen=True):
     idle_expires_at: str | None
     connections: int | None
     ended: EndedView | None
+    impersonated_by: str | None
 
 
 class AnySessions(msgspec.Struct, frozen=True):
@@ -216,6 +219,7 @@ class SessionRoutes:
                 self.logout,
                 "End this session and its connections",
                 body=Nothing,
+                impersonable=True,
                 access="session",
                 tag="sessions",
             ),
@@ -329,14 +333,15 @@ def _actor(call: Call[Any, Any]) -> Actor:
 def _own(session: Session, counts: Mapping[str, int] | None, current: str | None) -> OwnSession:
     return OwnSession(
         session.sid,
-        device_name(session.device),
-        place(session.address),
+        "" if session.act else device_name(session.device),
+        "" if session.act else place(session.address),
         rfc3339(session.created_at),
         rfc3339(session.last_seen_at),
         rfc3339(session.expires_at),
         rfc3339(session.idle_expires_at),
         None if counts is None else counts.get(session.sid, 0),
         session.sid == current,
+        session.act or msgspec.UNSET,
     )
 
 
@@ -355,6 +360,7 @@ def _any(session: Session, counts: Mapping[str, int] | None, now: float) -> AnyS
         rfc3339(session.idle_expires_at),
         None if counts is None else counts.get(session.sid, 0),
         None if ended is None else EndedView(ended.code, ended.reason, ended.message, rfc3339(ended.at)),
+        session.act or None,
     )
 
 
@@ -376,6 +382,7 @@ def _nobodys(session: Anonymous, now: float) -> AnySession:
         None,
         None,
         session.connections,
+        None,
         None,
     )
 

@@ -253,6 +253,37 @@ class Sessions:
         token = refresh.write(key, session.sid, refresh.FIRST) if key else ""
         return Opened(Reading(session, position, now), secret, token, tuple(replaced))
 
+    async def impersonate(
+        self, writing: Writing, subject: Subject, act_sid: str, *, ttl: float, device: str, address: str
+    ) -> Opened:
+        """A session of `subject` in which the holder of the session `act_sid` acts, with refresh tokens, for `ttl`
+        seconds and no longer than that one lives; it takes the place of one that was begun by the same. It counts in no
+        cap.
+
+        In a transaction that has locked both subjects and holds that session (`require_live`).
+        """
+        connection = writing.connection
+        by = (await store.by_sids(connection, [act_sid]))[act_sid].session
+        for sid in await store.impersonations(connection, act_sid=act_sid):
+            writing.append(Entry(kind=Kind.SESSION, sid=sid, code=REPLACED))
+        position, now = await writing.head(), self.now()
+        session = new_session(
+            subject, "token", position, self.policy, now=now, wall=self._clock.wall(), device=device, address=address
+        )
+        session = msgspec.structs.replace(
+            session,
+            act=by.subject.id,
+            aal=by.aal,
+            idle=min(session.idle, ttl),
+            expires_at=min(session.expires_at, now + ttl, by.expires_at, now + by.idle),
+        )
+        key = refresh.new_key()
+        sealed = self._sealer.seal(key, session.sid)
+        await store.insert_login(connection, session, secret_hash=None, sealed_key=sealed)
+        await store.impersonated(connection, session, act_sid)
+        await self._audit_login(connection, session, ())
+        return Opened(Reading(session, position, now), refresh_token=refresh.write(key, session.sid, refresh.FIRST))
+
     async def step_up(self, writing: Writing, sid: str, *, aal: int, cookie: bool) -> str:
         """A factor was shown, in a transaction that holds the session (`require_live`). With `cookie` its secret is the
         one that is returned from then on, and the one before is nobody's; sid and sockets stay.
@@ -441,6 +472,8 @@ class Sessions:
                 "expires_at": session.expires_at,
                 "idle": session.idle,
                 "aal": session.aal,
+                "act": session.act,
+                "info": _marked(session.act),
                 **more,
             },
         )
@@ -611,6 +644,11 @@ class Sessions:
                 address=by.address,
                 detail={"reason": reason},
             )
+
+
+def _marked(act: str) -> bytes:
+    """What others see of a connection in which somebody else acts, in the words of a token (RFC 8693)."""
+    return msgspec.json.encode({"act": {"sub": act}}) if act else b""
 
 
 async def _in_batches(delete: Callable[[], Awaitable[int]]) -> int:

@@ -145,7 +145,7 @@ _EVERYONE = "LEFT JOIN LATERAL revoked_with_everyone(s.born, s.sid) e ON true"
 
 _SESSION = f"""
     s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address, s.aal, s.remembered,
-    {_epoch("s.auth_time")} AS auth_time,
+    s.act, {_epoch("s.auth_time")} AS auth_time,
     {_epoch("s.created_at")} AS created_at, {_epoch("s.last_seen_at")} AS last_seen_at,
     {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS created_us,
     u.state = 'active' AS active, u.credential_version, u.roles, {_epoch("u.banned_until")} AS banned_until, {_ENDED},
@@ -272,13 +272,13 @@ async def surplus(
     connection: Connection, subject: str, *, but: Sequence[str], keep: int, now: float, kind: str | None = None
 ) -> list[str]:
     """The live logins of a locked subject, of one kind or all, beyond the newest `keep`, oldest last; `but` are not
-    counted. External sessions are no logins here: their issuer counts them."""
+    counted. External sessions are no logins here: their issuer counts them; nor are those in which another acts."""
     return [record["sid"] for record in await connection.fetch(_SURPLUS, now, subject, keep, but, kind)]
 
 
 _SURPLUS = f"""
 SELECT s.sid FROM sessions s JOIN subjects u ON u.id = s.subject {_EVERYONE}
-WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external' AND s.sid <> ALL($4::text[])
+WHERE {_LIVE} AND s.subject = $2 AND s.kind <> 'external' AND s.act IS NULL AND s.sid <> ALL($4::text[])
     AND ($5::text IS NULL OR s.kind = $5)
 ORDER BY s.born DESC, s.created_at DESC, s.sid DESC OFFSET $3::bigint
 """  # noqa: S608 - constants of this module
@@ -304,14 +304,34 @@ async def insert_login(
         session.idle,
         session.aal,
         session.remembered,
+        session.act or None,
     )
 
 
 _INSERT_LOGIN = """
 INSERT INTO sessions (sid, subject, kind, born, secret_hash, refresh_key, refresh_counter, device, address,
-                      created_at, last_seen_at, auth_time, expires_at, idle_seconds, aal, remembered)
+                      created_at, last_seen_at, auth_time, expires_at, idle_seconds, aal, remembered, act)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10), to_timestamp($10), to_timestamp($10),
-        to_timestamp($11), $12, $13, $14)
+        to_timestamp($11), $12, $13, $14, $15)
+"""
+
+
+async def impersonated(connection: Connection, session: Session, act_sid: str) -> None:
+    """The session, which was just inserted, ends with that one."""
+    await connection.execute(_IMPERSONATED, session.sid, session.subject.id, session.act, act_sid)
+
+
+_IMPERSONATED = "INSERT INTO impersonations (sid, subject, act, act_sid) VALUES ($1, $2, $3, $4)"
+
+
+async def impersonations(connection: Executor, *, user: str = "", act_sid: str = "") -> list[str]:
+    """The sids of sessions in which another acts, that nothing has ended: of or by a user, or by one session."""
+    return [record["sid"] for record in await connection.fetch(_IMPERSONATIONS, user, act_sid)]
+
+
+_IMPERSONATIONS = """
+SELECT s.sid FROM impersonations i JOIN sessions s ON s.sid = i.sid
+WHERE (i.act_sid = $2 OR i.act = $1 OR i.subject = $1) AND s.ended_at IS NULL ORDER BY s.sid
 """
 
 
@@ -479,7 +499,7 @@ async def meet(
 
 
 _COLUMNS = """sid, subject, issuer, kind, born, secret_hash, device, address, created_at, last_seen_at, expires_at,
-    idle_seconds, ended_at, ended_code, ended_reason, ended_message, aal, auth_time, remembered"""
+    idle_seconds, ended_at, ended_code, ended_reason, ended_message, aal, auth_time, remembered, act"""
 
 _MEET = f"""
 WITH input AS MATERIALIZED (
@@ -603,5 +623,6 @@ def _reading(record: Any) -> Reading:
         record["aal"],
         record["auth_time"] or 0.0,
         record["remembered"],
+        record["act"] or "",
     )
     return Reading(session, Position(record["head"], record["era"].hex), record["now"])
