@@ -1,6 +1,7 @@
 // For admins: who is live, revocations with their receipts, jobs, webhooks, and the letters of dev.
 
 import { $, act, ago, button, cell, code, count, make, onSubmit, text } from "/page/dom.js";
+import { whenFresh } from "/page/factors.js";
 import { ask, state } from "/page/service.js";
 
 let pending = null; // the revocation that was counted and not yet made
@@ -16,6 +17,8 @@ export function clearAdmin() {
   pending = null;
   hideSecret();
   for (const id of ["live", "known", "jobs-rows", "webhooks", "letters-list"]) $(id).replaceChildren();
+  $("lost").reset();
+  for (const id of ["lost-note", "lost-error"]) text(id, "");
   for (const id of ["dry", "receipt"]) $(id).hidden = true;
 }
 
@@ -106,6 +109,15 @@ function drawReceipt(receipt) {
     cell(row, String(node.connections_closed));
   }
 }
+
+// --- who has lost their second factors ---
+
+onSubmit("lost", "lost-note", "lost-error", async ({ user, reason }) => {
+  const path = `/admin/users/${encodeURIComponent(user.value.trim())}/factors`;
+  await whenFresh(() => ask("DELETE", path, { reason: reason.value.trim() }));
+  $("lost").reset();
+  return "Their factors are gone, and their sessions ended.";
+});
 
 // --- jobs ---
 

@@ -8,7 +8,7 @@ const byAddress = /^[\d.]+$|^\[/.test(location.hostname); // browsers make passk
 const home = location.origin.replace(location.hostname, "localhost");
 
 let mine = null; // what I have, as the service says
-let pending = null; // what waits for a factor to be shown again
+let pending = null; // what waits for a factor to be shown again: `go`, or `leave`
 
 // --- the browser's part ---
 
@@ -54,6 +54,7 @@ export async function finish(challenge, code = "") {
 
 /** Leave nothing of it on the page for whoever comes next. */
 export function clearFactors() {
+  pending?.leave();
   mine = pending = null;
   hideCodes();
   for (const id of ["passkeys", "totp-qr"]) $(id).replaceChildren();
@@ -100,27 +101,35 @@ function drawPasskeys(items) {
 
 // --- deeds, and the factor that they may want first ---
 
-/** Do it, draw anew and say that it is done; where a factor has to be shown first, ask for that and do it then. A
- * function that `action` returns draws what comes on top. */
+/** What `action` gives; where a factor has to be shown again, that is asked for, and `action` done then. */
+export async function whenFresh(action) {
+  try {
+    return await action();
+  } catch (error) {
+    if (error.code !== "step_up_required") throw error;
+    return new Promise((go, leave) => askAgain(() => go(action()), () => leave(new Error("Nothing was done."))));
+  }
+}
+
+/** Do it, draw anew and say that it is done. A function that `action` returns draws what comes on top. */
 async function deed(action, done) {
   text("factors-note", "");
   text("factors-error", "");
   try {
-    const more = await action();
+    const more = await whenFresh(action);
     if (!state.me) return;
     await drawFactors();
     if (typeof more === "function") more();
     text("factors-note", done);
   } catch (error) {
-    if (!state.me) return;
-    if (error.code === "step_up_required") askAgain(() => deed(action, done));
-    else text("factors-error", error.message);
+    if (state.me) text("factors-error", error.message);
   }
 }
 
-function askAgain(action) {
+function askAgain(go, leave) {
   const second = mine.totp || mine.passkeys > 0;
-  pending = action;
+  pending?.leave();
+  pending = { go, leave };
   text("step-up-error", "");
   text("step-up-text", second ? "It is a while ago that you showed a second factor. Show one again, and it goes on." : "It is a while ago that you gave your password. Give it again, and it goes on.");
   $("step-up").reset();
@@ -133,12 +142,12 @@ function askAgain(action) {
 
 async function steppedUp(body) {
   await ask("POST", "/auth/step-up", body);
-  const action = pending;
-  leaveStepUp();
-  await action?.();
+  const waits = pending;
+  closeStepUp();
+  waits?.go();
 }
 
-function leaveStepUp() {
+function closeStepUp() {
   pending = null;
   $("step-up").reset();
   $("step-up").hidden = true;
@@ -146,7 +155,6 @@ function leaveStepUp() {
 
 onSubmit("step-up", "factors-note", "step-up-error", async ({ password, code }) => {
   await steppedUp(code.value.trim() ? { code: code.value.trim() } : { password: password.value });
-  return $("factors-note").textContent;
 });
 
 $("step-up-passkey").addEventListener("click", async () => {
@@ -159,8 +167,9 @@ $("step-up-passkey").addEventListener("click", async () => {
 });
 
 $("step-up-not").addEventListener("click", () => {
-  leaveStepUp();
-  $("factors-title").scrollIntoView({ block: "nearest" });
+  const waits = pending;
+  closeStepUp();
+  waits?.leave();
 });
 
 $("passkey-new").addEventListener("submit", (event) => {

@@ -2,7 +2,7 @@
 
 import { clearAdmin, drawAdmin, liveSessions } from "/page/admin.js";
 import { $, act, ago, button, cell, make, onSubmit, text } from "/page/dom.js";
-import { clearFactors, drawFactors, finish, logIn, passkeys } from "/page/factors.js";
+import { clearFactors, drawFactors, finish, logIn, passkeys, whenFresh } from "/page/factors.js";
 import { follow, take } from "/page/links.js";
 import { ask, state } from "/page/service.js";
 import { Connection } from "/page/wire.js";
@@ -361,13 +361,13 @@ onSubmit("upgrade", "self-note", "self-error", async (fields) => {
 });
 
 onSubmit("change-address", "self-note", "self-error", async ({ new_email: email, current_password: password }) => {
-  await ask("POST", "/auth/email", { new_email: email.value.trim(), current_password: password.value });
+  await whenFresh(() => ask("POST", "/auth/email", { new_email: email.value.trim(), current_password: password.value }));
   $("change-address").reset();
   return `A letter went to your old and to your new mailbox: your address changes when both have confirmed.${HINT}`;
 });
 
 onSubmit("change-password", "self-note", "self-error", async ({ current_password: old, new_password: password }) => {
-  await ask("POST", "/auth/password", { current_password: old.value, new_password: password.value });
+  await whenFresh(() => ask("POST", "/auth/password", { current_password: old.value, new_password: password.value }));
   $("change-password").reset();
   await mySessions();
   return "Your password is changed, and your other sessions are ended.";

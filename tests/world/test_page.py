@@ -395,12 +395,38 @@ async def test_what_is_sensitive_asks_for_a_factor_again_and_goes_on(one_worker:
     await expect(mine.get_by_role("heading", name="Is it still you?")).to_be_hidden()
     await expect(page.get_by_text("connected", exact=True)).to_be_visible()  # the cookie changed, the socket stays
     await grow_stale(one_worker, email)
+    await page.get_by_text("Change my password").click()
+    form = page.locator("#change-password")
+    await form.get_by_label("Current password").fill(PASSWORD)
+    await form.get_by_label("New password").fill("another walk along the river 5")
+    await page.keyboard.press("Enter")
+    await mine.get_by_role("button", name="Use a passkey").click()
+    await expect(page.locator("#self-note")).to_contain_text("Your password is changed")
+    await grow_stale(one_worker, email)
     await mine.get_by_role("button", name="Remove: My passkey").click()
     await mine.get_by_role("button", name="Leave it").click()
+    await expect(mine.get_by_role("alert").filter(has_text="Nothing was done.")).to_be_visible()
     await mine.get_by_role("button", name="Remove: My passkey").click()
     await mine.get_by_role("button", name="Use a passkey").click()
     await expect(mine.get_by_text("The passkey is removed.")).to_be_visible()
     await expect(mine.get_by_text("You have none.")).to_be_visible()
+
+
+async def test_an_admin_removes_lost_factors_and_their_owner_is_logged_out(one_worker: World, people: People) -> None:
+    owner, admin = await people.page(one_worker), await people.page(one_worker)
+    await with_an_authenticator(owner, one_worker)
+    email = await register(owner, "Quin")
+    await owner.get_by_role("button", name="Add a passkey").click()
+    await expect(owner.get_by_role("heading", name="Your recovery codes")).to_be_focused()
+    user = await owner.locator("#present li").filter(has_text="(you)").get_attribute("title") or ""
+    await log_in_as_admin(admin, one_worker)
+    await admin.get_by_label("Whose? The id of the person").fill(user)
+    await admin.get_by_role("button", name="Remove them").click()
+    await expect(admin.locator("#lost-note")).to_contain_text("Their factors are gone")
+    await expect(owner.get_by_text("Reason: phone lost.")).to_be_visible()
+    await expect(owner.locator("#recovery-codes li")).to_have_count(0)
+    await owner.get_by_role("button", name="Log in again").click()
+    await log_in(owner, email)
 
 
 async def test_an_app_is_turned_on_by_its_code_and_off_again(one_worker: World, people: People) -> None:
