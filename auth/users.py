@@ -315,19 +315,30 @@ async def page(
     connection: Executor, by: Filter, *, limit: int, after: Cursor | None = None
 ) -> tuple[list[User], Cursor | None]:
     """Accounts, oldest first, with the cursor of the next page when there is more."""
-    prefix = None if by.email is None else by.email.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
-    place = after or Cursor(0, "")
-    records = await connection.fetch(_PAGE, limit + 1, *place, prefix, by.role, by.active)
+    text, values = _page(by)
+    records = await connection.fetch(text, limit + 1, *(after or Cursor(0, "")), *values)
     last = records[limit - 1] if len(records) > limit else None
     cursor = None if last is None else Cursor(last["created_us"], last["id"])
     return [_user(record) for record in records[:limit]], cursor
 
 
+def _page(by: Filter) -> tuple[str, list[str]]:
+    """A statement that names only what is asked for, so that its plan can be the one for that."""
+    where, values = [], []
+    if by.email is not None:
+        values.append(by.email.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%")
+        where.append(f"and u.email_key like ${len(values) + 3}::text")
+    if by.role is not None:
+        values.append(by.role)
+        where.append(f"and s.roles @> array[${len(values) + 3}::text] and s.roles <> '{{}}'")
+    if by.active is not None:
+        where.append(f"and s.state = '{'active' if by.active else 'disabled'}'")
+    return _PAGE.format(where=" ".join(where)), values
+
+
 _PAGE = f"""
 select {_USER}, (extract(epoch from u.created_at) * 1000000)::bigint as created_us
 from users u join subjects s on s.id = u.id
-where (u.created_at, u.id) > (timestamptz 'epoch' + $2::bigint * interval '1 us', $3::text)
-    and ($4::text is null or u.email_key like $4) and ($5::text is null or $5 = any(s.roles))
-    and ($6::bool is null or (s.state = 'active') = $6)
+where (u.created_at, u.id) > (timestamptz 'epoch' + $2::bigint * interval '1 us', $3::text) {{where}}
 order by u.created_at, u.id limit $1::bigint
 """  # noqa: S608 - constants of this module
