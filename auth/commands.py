@@ -548,7 +548,7 @@ async def _switch_service(name: str, disabled: bool, reason: str, common: Common
     if not 1 <= len(reason) <= 64:
         raise Usage("--reason has 1 to 64 characters")
     async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
-        changed = await keeping.disable_service(ledger, name, disabled, reason=reason, by=_BY)
+        changed = await keeping.disable_service(ledger, name, disabled, reason=reason, within=_ALL, by=_BY)
     show(msgspec.structs.asdict(service_view(changed)), as_json=common.json)
 
 

@@ -176,6 +176,10 @@ def _check(name: str, wanted: Sequence[str], within: Collection[str]) -> None:
         raise invalid("scopes", f"1 to {MAX_SCOPES} scopes")
     if mistakes := granting.mistakes(wanted):
         raise invalid("scopes", "; ".join(mistakes))
+    _require_within(wanted, within)
+
+
+def _require_within(wanted: Sequence[str], within: Collection[str]) -> None:
     if lacking := granting.lacking(within, wanted):
         raise Problem("forbidden", f"this key would have the scope {lacking[0]}, which you lack")
 
@@ -257,17 +261,20 @@ async def create_service(connection: Connection, name: str, *, by: Mapping[str, 
 
 
 async def disable_service(
-    writing: Ledger, name: str, disabled: bool, *, reason: str, by: Mapping[str, Any]
+    writing: Ledger, name: str, disabled: bool, *, reason: str, within: Collection[str], by: Mapping[str, Any]
 ) -> ServiceAccount:
-    """Refuse all its keys from now on, or take them again. What is so already changes nothing. Problem `not_found`."""
+    """Refuse all its keys from now on, or take them again, which is giving them all that they may. What is so already
+    changes nothing. Problems: not_found, forbidden."""
     connection = writing.connection
     changed = await connection.fetchval(_DISABLE_SERVICE, name, disabled)
     record = await connection.fetchrow(_SERVICE, name)
     if record is None:
         raise Problem("not_found")
     if changed:
-        for id in [r["id"] for r in await connection.fetch(_KEYS_OF_SERVICE, name)]:
-            _read_again(writing, id)
+        for key in await connection.fetch(_KEYS_OF_SERVICE, name):
+            if not disabled:
+                _require_within(key["scopes"], within)
+            _read_again(writing, key["id"])
         action: audit.Action = "service_account.disabled" if disabled else "service_account.enabled"
         await audit.append(connection, action, target=f"service:{name}", detail={"reason": reason}, **by)
     return ServiceAccount(**record)
@@ -296,4 +303,6 @@ _DISABLE_SERVICE = """
 update service_accounts set disabled_at = case when $2 then clock_timestamp() end
 where name = $1 and (disabled_at is not null) <> $2 returning true
 """
-_KEYS_OF_SERVICE = "select id from api_keys where service_account = $1 and revoked_at is null order by id for update"
+_KEYS_OF_SERVICE = """
+select id, scopes from api_keys where service_account = $1 and revoked_at is null order by id for update
+"""

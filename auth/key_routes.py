@@ -294,7 +294,9 @@ class KeyRoutes:
         body, name = call.body, plain("name", call.path("name"))
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
-                changed = await keeping.disable_service(writing, name, body.disabled, reason=body.reason, by=call.by)
+                changed = await keeping.disable_service(
+                    writing, name, body.disabled, reason=body.reason, within=call.who.scopes, by=call.by
+                )
         return service_view(changed)
 
     # -- signing keys

@@ -200,6 +200,19 @@ async def test_a_service_account_is_disabled_with_all_its_keys(house: House, roo
     assert ([account["name"] for account in page.json["items"]], page.json["next"]) == (["billing"], "")
 
 
+async def test_whoever_kept_keys_could_enable_a_leaked_one_that_may_more_than_they(
+    house: House, root: dict[str, Any]
+) -> None:
+    assert (await house.call("POST", "/admin/service-accounts", {"name": "billing"}, **root)).status == 201
+    leaked = (await make(house, root, "*", service_account="billing")).json["secret"]
+    path, enable = "/admin/service-accounts/billing", {"disabled": False, "reason": "mended"}
+    keeper = {"token": (await person(house, "keeper"))["token"]}
+    assert (await house.call("PATCH", path, {"disabled": True, "reason": "a leak"}, **keeper)).status == 200
+    refused = await house.call("PATCH", path, enable, **keeper)
+    assert (refused.status, refused.code, await opens(house, leaked)) == (403, "forbidden", 401)
+    assert (await house.call("PATCH", path, enable, **root)).status == 200
+
+
 async def test_keys_are_listed_page_by_page_and_as_files(house: House, root: dict[str, Any]) -> None:
     ids = [(await make(house, root, "audit", name=f"key {n}")).json["key"]["id"] for n in range(3)]
     found, after = [], ""
