@@ -57,7 +57,7 @@ class User(msgspec.Struct, frozen=True):
 
 class Account(NamedTuple):
     """What a login is checked against. `factors`: "totp", "passkey", where they are on; `state` is another text when
-    the password or any of these is another."""
+    the password or any of these is another, and when all sessions were ended."""
 
     user: User
     email_key: str
@@ -167,7 +167,7 @@ _ACCOUNT = f"""
 select {_USER}, u.email_key, u.password_hash, s.credential_version, array_remove(array[
         case when exists (select from totp t where t.subject = u.id and t.confirmed_at is not null) then 'totp' end,
         case when exists (select from passkeys p where p.subject = u.id) then 'passkey' end
-    ], null) as factors, s.credential_version || ' ' || (
+    ], null) as factors, s.credential_version || ' ' || s.revoked_below || ' ' || (
         select coalesce(string_agg(f.name, ' ' order by f.name), '') from (
             select extract(epoch from confirmed_at)::text from totp where subject = u.id and confirmed_at is not null
             union all select id::text from passkeys where subject = u.id

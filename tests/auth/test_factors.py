@@ -281,6 +281,13 @@ async def test_whoever_did_not_ask_for_it_is_not_trusted_and_another_factor_or_p
         trusted = await trusting(me)
 
 
+async def test_a_lost_device_was_trusted_after_its_owner_had_ended_all_sessions(house: House, db_clock: Clock) -> None:
+    me = await alice(house, db_clock)
+    lost = await trusting(me)
+    assert (await house.call("DELETE", "/auth/sessions?scope=all", **me.by)).status == 204
+    assert (await house.login(ALICE, mode="cookie", headers=lost)).code == "second_factor_required"
+
+
 async def test_a_wrong_password_never_shows_that_there_is_a_second_factor(house: House, db_clock: Clock) -> None:
     await alice(house, db_clock)
     with_factor = await house.login(ALICE, "wrong wrong wrong", address="192.0.2.7")
