@@ -19,8 +19,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 TIMEOUT: Final = 10.0
 MAX_ANSWER: Final = 4096
 
-_TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
-"""RFC 6052, RFC 8215, RFC 4291 2.5.5.1: an address of IPv4 in another dress, perhaps one inside."""
+_TRANSLATED = [
+    ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
+]
+"""RFC 6052, RFC 8215, RFC 4291 2.5.5.1, RFC 2765: an address of IPv4 in another dress, perhaps one inside."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -34,7 +36,10 @@ def allowed(address: str, inside: Iterable[Network]) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or ip.sixtofour or ip  # what a translator would make of it
-    public = ip.is_global and not ip.is_multicast and not any(ip in network for network in _TRANSLATED)
+    site_local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local  # fec0::/10, RFC 3879
+    public = (
+        ip.is_global and not site_local and not ip.is_multicast and not any(ip in network for network in _TRANSLATED)
+    )
     return public or any(ip in network for network in inside)
 
 
