@@ -142,7 +142,7 @@ DELETE FROM jobs WHERE kind = 'mail' AND (lower(payload->>'to') = lower($2) OR p
 
 async def forget(pool: Pool, id: str) -> None:
     """What the audit and the log say by which the person could be known."""
-    sids = await store.sids_of(pool, id)
+    sids = [*{*await store.sids_of(pool, id), *await audit.opened_by(pool, id)}]
     await log.forget(pool, id, sids)
     acted = await audit.acted(pool, id)
     await pool.execute("UPDATE sessions SET device = '', address = '' WHERE sid = ANY($1)", acted)

@@ -123,6 +123,15 @@ def commitment(salted: Mapping[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(salted, order="deterministic")).hexdigest()
 
 
+async def opened_by(connection: Executor, user: str) -> list[str]:
+    """The sids of a user's logins that the audit knows, also of those whose rows are gone."""
+    targets = [record["target"] for record in await connection.fetch(_OPENED_BY, f"user:{user}")]
+    return [target.removeprefix("session:") for target in targets]
+
+
+_OPENED_BY = "SELECT target FROM audit WHERE actor = $1 AND action = 'session.opened'"
+
+
 async def forget(connection: Executor, user: str, sids: Sequence[str], acted: Sequence[str], *, limit: int) -> int:
     """Blank what names a person in up to `limit` rows: addresses that they came from, also where they acted for others
     (in the sessions `acted`), and what was written about them and their sessions; how many. Why somebody deleted them
@@ -138,10 +147,12 @@ async def acted(connection: Executor, user: str) -> list[str]:
 
 _ACTED = "SELECT detail->>'session' AS sid FROM audit WHERE actor = $1 AND action = 'user.impersonated'"
 _FORGET = """
-UPDATE audit SET address = CASE WHEN actor = $1 OR sid = ANY($4) THEN '' ELSE address END,
+UPDATE audit SET
+    address = CASE WHEN actor = $1 OR sid = ANY($4) OR actor = 'system' AND target = $1 THEN '' ELSE address END,
     personal = CASE WHEN action <> 'user.deleted' AND (target = $1 OR target = ANY($2)) THEN '{}' ELSE personal END
 WHERE (at, id) IN (
     (SELECT at, id FROM audit WHERE actor = $1 AND address <> '' LIMIT $3)
+    UNION (SELECT at, id FROM audit WHERE target = $1 AND actor = 'system' AND address <> '' LIMIT $3)
     UNION (SELECT at, id FROM audit WHERE target = $1 AND personal <> '{}' AND action <> 'user.deleted' LIMIT $3)
     UNION (SELECT at, id FROM audit WHERE target = ANY($2) AND personal <> '{}' LIMIT $3)
     UNION (SELECT at, id FROM audit WHERE sid = ANY($4) AND sid <> '' AND address <> '' LIMIT $3)

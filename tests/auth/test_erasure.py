@@ -9,7 +9,7 @@ import pytest
 from auth import letters
 from auth.letters import Order, Token
 from config.settings import Settings, with_values
-from sessions import chain
+from sessions import audit, chain
 from sessions.model import DISABLED, Kind
 from tests.auth.conftest import PASSWORD, Answer, House, secret_of
 
@@ -114,6 +114,20 @@ async def test_sec_27_nothing_of_a_deleted_person_works_and_the_address_is_free(
     assert other.json["user"]["id"] != id
     assert (await house.call("GET", "/auth/me", token=made["access_token"])).code == "session_ended"
     assert (await house.call("GET", "/auth/me", token=other.json["access_token"])).status == 200
+
+
+async def test_words_about_a_session_that_was_forgotten_before_its_person_stayed(house: House) -> None:
+    made, admin = await ada(house), await house.admin()
+    id, sid = made["user"]["id"], made["session"]["sid"]
+    order = {"target": {"sid": sid}, "reason": WORDS}
+    assert (await house.call("POST", "/admin/revocations", order, token=admin)).status == 201
+    await house.pool.execute("delete from sessions where sid = $1", sid)  # as `sessions.keep_ended` later
+    async with house.pool.acquire() as connection:
+        await audit.append(connection, "user.factor_refused", actor="system", target=f"user:{id}", address=ADDRESS)
+    assert (await deleted(house, admin, id)).status == 200
+    await forgotten(house)
+    there = await everything(house)
+    assert not [table for table, text in there.items() if WORDS in text or ADDRESS in text]
 
 
 async def test_a_person_deletes_their_account_by_their_password(house: House) -> None:
