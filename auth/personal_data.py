@@ -1,7 +1,7 @@
 """All that is kept of a person, as one JSON document in parts: for themselves, or for an admin who must give it.
 
 It is read page by page, so that one page is in memory, and bounded: MOST sessions and MOST audit rows, newest first;
-`truncated` says that there were more. Of what others did to the person their addresses are left out.
+`truncated` says that there were more. Of what others did to the person their addresses and sessions are left out.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -80,7 +80,7 @@ class PastSession(msgspec.Struct, frozen=True):
 
 
 class AuditedDeed(msgspec.Struct, frozen=True):
-    """What the person did, or somebody did to them. `address` is where the person came from, else empty."""
+    """What the person did, or somebody did to them. `sid` and `address` are the person's, else empty."""
 
     at: str
     actor: str
@@ -179,9 +179,10 @@ async def _deeds(pool: Pool, id: str) -> _Pages:
 
 
 def _deed(entry: audit.Entry, name: str) -> AuditedDeed:
-    address = entry.address if entry.actor == name and "act" not in entry.detail else ""
+    own = entry.actor == name and "act" not in entry.detail
+    sid, address = (entry.sid, entry.address) if own else ("", "")
     detail = dict(entry.detail)
-    return AuditedDeed(rfc3339(entry.at), entry.actor, entry.action, entry.target, entry.sid, address, detail)
+    return AuditedDeed(rfc3339(entry.at), entry.actor, entry.action, entry.target, sid, address, detail)
 
 
 def _profile(record: Any) -> Profile:

@@ -411,7 +411,8 @@ async def streamed(call: Call[Any, Any], form: str, name: str, parts: AsyncItera
     """A file of the type `form`: one part in memory, and the caller judged anew for each. What ends early (the session
     did, the node froze, a server is away) is broken off, so that nobody takes it for whole; before the first part it is
     a problem as any other."""
-    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
+    plain_name = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # others may have chosen it
+    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{plain_name}"'}
     response = web.StreamResponse(headers={**headers, "Content-Type": form})
     try:
         while (part := await anext(parts, None)) is not None:

@@ -1,15 +1,20 @@
 """What a person gets who asks what is kept of them: all of it, as a file, and nothing of others."""
 
 import json
+import re
 from typing import Any
 
+import jwt
 import msgspec
 import pytest
 
 from auth import personal_data
 from auth.personal_data import PersonalData
-from tests.auth.conftest import House
+from config.settings import Settings, with_values
+from tests.auth.conftest import House, build
 from tests.auth.test_erasure import ADDRESS, EMAIL, NAME, WORDS, ada
+
+SECRET = "a-backend-secret-0123456789abcdef0123456789"
 
 
 def read(text: str) -> PersonalData:
@@ -24,6 +29,8 @@ async def test_a_person_has_all_that_is_kept_of_them_as_a_file(house: House) -> 
     assert (await house.call("PATCH", f"/admin/users/{id}", change, token=admin, address="203.0.113.9")).status == 200
     answer = await house.call("GET", "/auth/me/export", token=token, address=ADDRESS)
     assert answer.status == 200, answer.text
+    acted = (await house.call("GET", "/auth/me", token=admin)).json["session"]["sid"]
+    assert acted not in answer.text
     assert answer.headers["Content-Disposition"] == f'attachment; filename="{id}.json"'
     found = read(answer.text)
     assert (found.profile.id, found.profile.email, found.profile.display_name) == (id, EMAIL, NAME)
@@ -40,6 +47,20 @@ async def test_a_person_has_all_that_is_kept_of_them_as_a_file(house: House) -> 
     assert read(by_admin.text).profile == found.profile
     rows = await house.pool.fetch("select actor from audit where action = 'user.exported' order by id")
     assert (rows[0]["actor"], len(rows)) == (f"user:{id}", 2)
+
+
+async def test_the_name_of_a_user_of_another_issuer_named_the_file_and_broke_the_header(
+    settings: Settings, pool: Any, revocations: Any, sessions: Any, pipe: Any
+) -> None:
+    settings = with_values(settings, {"client.token.hmac_secret_key": SECRET})
+    async with build(settings, pool, revocations, sessions, pipe) as house:
+        for n, user in enumerate(('a"; filename="b.html', "a\r\nX-Evil: 1", "\u202e")):
+            now = int(revocations.database_now())
+            token = jwt.encode({"sub": user, "sid": f"s{n}", "iat": now, "exp": now + 600}, SECRET, "HS256")
+            answer = await house.call("GET", "/auth/me/export", token=token)
+            assert answer.status == 200, answer.text
+            assert re.fullmatch(r'attachment; filename="[\w.-]+\.json"', answer.headers["Content-Disposition"])
+            assert "X-Evil" not in answer.headers
 
 
 async def test_an_export_wants_a_fresh_login_and_is_had_ten_times_an_hour(house: House) -> None:
