@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from config.scopes import SCOPES
 from tests.world.conftest import World, running
 
 INTERFACE = """
@@ -41,6 +42,27 @@ async def test_every_route_of_the_interface_is_described(one_worker: World) -> N
         method, *paths = line.split()
         for path in paths:
             assert method.lower() in document["paths"].get(path, {}), f"{method} {path}"
+
+
+async def test_every_admin_route_of_the_product_refuses_a_key_of_every_other_scope(one_worker: World) -> None:
+    """`/admin/nodes` too, and all that is not of accounts; what roles may is walked in tests/auth/test_scopes.py."""
+    _, document = await one_worker.call("GET", "/openapi.json")
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if path.startswith("/admin/"):
+                [scope] = {scope for one in operation["security"] for scopes in one.values() for scope in scopes}
+                asked.setdefault(scope, []).append((method.upper(), re.sub(r"{\w+}", "x", path)))
+    assert set(asked) <= set(SCOPES)
+    root = one_worker.info["api_key"]
+    for scope, routes in asked.items():
+        body = {"name": f"not {scope}", "scopes": [other for other in SCOPES if other != scope]}
+        status, made = await one_worker.call("POST", "/admin/keys", body, X_API_Key=root)
+        assert status == 201, made
+        for method, path in routes:
+            status, problem = await one_worker.call(method, path, X_API_Key=made["secret"])
+            assert (status, problem["detail"]) == (403, f"needs the scope {scope}"), (method, path)
+        assert (await one_worker.call("DELETE", f"/admin/keys/{made['key']['id']}", X_API_Key=root))[0] == 204
 
 
 async def test_every_reference_in_the_description_leads_somewhere(one_worker: World) -> None:
