@@ -9,8 +9,9 @@ import msgspec
 
 from auth import letters
 from config import jobs as queue
+from config import paging
 from config.database import Pool
-from config.http import Call, Nothing, Paging, Route, invalid, rfc3339
+from config.http import Call, Nothing, Paging, Route, rfc3339
 from config.loading import seen
 from config.settings import Settings
 from sessions.errors import translated
@@ -96,13 +97,10 @@ class OperatorRoutes:
     async def mail(self, call: Call[None, LetterFilter]) -> LetterViews:
         query = call.query
         dead = None if not query.state else query.state == "dead"
-        try:
-            after = queue.read_cursor(query.after)
-        except ValueError:
-            raise invalid("after", "the `next` of the page before") from None
+        after = paging.asked(query.after, paging.UUID)
         with translated():
             items, cursor = await queue.page(self._pool, letters.JOB, dead, limit=query.limit, after=after)
-        return LetterViews([_letter(job) for job in items], queue.write_cursor(cursor))
+        return LetterViews([_letter(job) for job in items], paging.write(cursor))
 
 
 def _letter(job: queue.Found) -> LetterView:

@@ -26,7 +26,7 @@ from auth.key_routes import view as key_view
 from auth.passwords import hasher
 from auth.tokens import AccessTokens
 from auth.users import Account, User
-from config import scopes
+from config import paging, scopes
 from config.clock import SystemClock, walltime
 from config.commands import COMMON, Common, agree, database, page_of, settings_for, show
 from config.database import Connection, Pool
@@ -99,13 +99,13 @@ async def list_users(
     common: Common = COMMON,
 ) -> None:
     """Accounts, oldest first."""
-    cursor = page_of(limit, after, accounts.read_cursor)
+    cursor = page_of(limit, after, paging.read)
     by = accounts.Filter(accounts.email_key(email) or None, role or None, None if disabled is None else not disabled)
     async with database(common) as (_, pool):
         items, following = await accounts.page(pool, by, limit=limit, after=cursor)
     rows = [_shown(user) for user in items]
     if common.json:
-        show({"items": rows, "next": accounts.write_cursor(following)}, as_json=True)
+        show({"items": rows, "next": paging.write(following)}, as_json=True)
     else:
         show(rows, as_json=False, columns=_USER_COLUMNS)
 
@@ -419,11 +419,11 @@ async def list_api_keys(
     common: Common = COMMON,
 ) -> None:
     """API keys, oldest first; the one of the settings (http_api.key) is not among them."""
-    cursor = page_of(limit, after, keeping.read_cursor)
+    cursor = page_of(limit, after, lambda text: paging.read(text, paging.UUID))
     async with database(common) as (_, pool):
         found, following = await keeping.page(pool, keeping.Filter(service_account or None), limit=limit, after=cursor)
     rows = [_shown_key(info) for info in found]
-    show({"items": rows, "next": keeping.write_cursor(following)} if common.json else rows, as_json=common.json)
+    show({"items": rows, "next": paging.write(following)} if common.json else rows, as_json=common.json)
 
 
 @keys_api.command(name="change")

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from auth.api_keys import hash_of
 from auth.service import Ledger
+from config import paging
 from config import scopes as granting
 from config.database import Connection, Pool
 from config.http import Problem, invalid
+from config.paging import Cursor
 from sessions import audit
 from sessions.log import Entry
 from sessions.model import Kind
@@ -25,7 +27,6 @@ MAX_NAME = 100
 MAX_SCOPES = 32
 LONGEST_OVERLAP = 30 * 86400.0
 SERVICE_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-_CURSOR = re.compile(r"[0-9]{1,17}\.[0-9a-f]{32}")
 
 
 class NewKey(NamedTuple):
@@ -130,28 +131,6 @@ async def forget(writing: Ledger, owner: str) -> None:
         writing.append(Entry(kind=Kind.API_KEY, api_key=record["id"]))
 
 
-class Cursor(NamedTuple):
-    """Where a page ended: created_at in microseconds, and the id."""
-
-    created_us: int
-    id: str
-
-
-def write_cursor(cursor: Cursor | None) -> str:
-    """The `next` of a page, "" on the last."""
-    return "" if cursor is None else f"{cursor.created_us}.{cursor.id}"
-
-
-def read_cursor(text: str) -> Cursor | None:
-    """What `write_cursor` wrote; ValueError for anything else."""
-    if not text:
-        return None
-    if not _CURSOR.fullmatch(text):
-        raise ValueError("not a cursor")
-    number, _, id = text.partition(".")
-    return Cursor(int(number), id)
-
-
 class Filter(NamedTuple):
     """Which keys are listed; None means any."""
 
@@ -165,8 +144,8 @@ async def page(
 ) -> tuple[list[KeyInfo], Cursor | None]:
     """Oldest first, with the cursor of the next page when there is more."""
     records = await connection.fetch(_PAGE, limit + 1, *(after or Cursor(0, "")), *by)
-    last = records[limit - 1] if len(records) > limit else None
-    return [_info(r) for r in records[:limit]], None if last is None else Cursor(last["created_us"], last["id"])
+    shown, more = paging.cut(records, limit)
+    return [_info(record) for record in shown], more
 
 
 def _check(name: str, wanted: Sequence[str], within: Collection[str]) -> None:
@@ -238,7 +217,7 @@ where id = $1 returning {_KEY}
 """  # noqa: S608
 _REVOKE = "update api_keys set revoked_at = clock_timestamp() where id = $1 and revoked_at is null returning name"
 _PAGE = f"""
-select {_KEY}, (extract(epoch from created_at) * 1000000)::bigint as created_us from api_keys
+select {_KEY}, (extract(epoch from created_at) * 1000000)::bigint as at_us from api_keys
 where (created_at, id) > (timestamptz 'epoch' + $2::bigint * interval '1 us', $3::text)
     and ($4::text is null or service_account = $4) and ($5::text is null or owner = $5)
     and ($6::bool is null or (revoked_at is not null) = $6)

@@ -10,6 +10,7 @@ from auth import key_keeping as keeping
 from auth import keys as signing
 from auth.key_keeping import KeyInfo, NewKey, ServiceAccount
 from auth.keys import Keys, RotationRefused
+from config import paging
 from config.database import Pool
 from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
 from sessions import audit
@@ -234,8 +235,10 @@ class KeyRoutes:
         service, owner = plain("service_account", query.service_account), plain("owner", query.owner)
         by = keeping.Filter(service or None, owner or None, query.revoked)
         with translated():
-            items, cursor = await keeping.page(self._pool, by, limit=query.limit, after=_cursor(query.after))
-        return KeyViews([view(key) for key in items], keeping.write_cursor(cursor))
+            items, cursor = await keeping.page(
+                self._pool, by, limit=query.limit, after=paging.asked(query.after, paging.UUID)
+            )
+        return KeyViews([view(key) for key in items], paging.write(cursor))
 
     async def create(self, call: Call[NewApiKey, Nothing]) -> MadeKey:
         body, who = call.body, call.who
@@ -364,10 +367,3 @@ def _id(call: Call[Any, Any]) -> str:
         return UUID(call.path("id")).hex
     except ValueError:
         raise Problem("not_found") from None
-
-
-def _cursor(after: str) -> keeping.Cursor | None:
-    try:
-        return keeping.read_cursor(after)
-    except ValueError:
-        raise invalid("after", "the `next` of the page before") from None

@@ -5,12 +5,13 @@ It is read page by page, so that one page is in memory, and bounded: MOST sessio
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from config.database import Pool
 from config.http import Problem, rfc3339
+from config.paging import Cursor
 from sessions import audit
 from sessions.devices import device_name
 from sessions.errors import translated
@@ -107,11 +108,6 @@ class PersonalData(msgspec.Struct, frozen=True):
 _Pages = AsyncIterator[tuple[Sequence[msgspec.Struct], bool]]
 
 
-class _Place(NamedTuple):
-    created_us: int
-    sid: str
-
-
 async def parts(pool: Pool, id: str) -> AsyncIterator[bytes]:
     """PersonalData, in pieces. Problem not_found, unavailable."""
     with translated():
@@ -151,7 +147,7 @@ def _joined(rows: Iterable[msgspec.Struct]) -> bytes:
 
 async def _sessions(pool: Pool, id: str) -> _Pages:
     """Pages, newest first, each with whether there are more than MOST."""
-    place, told = _Place(2**62, ""), 0
+    place, told = Cursor(2**62, ""), 0
     while True:
         with translated():
             records = await pool.fetch(_SESSIONS, id, *place, PAGE)
@@ -159,14 +155,14 @@ async def _sessions(pool: Pool, id: str) -> _Pages:
         yield [_session(r) for r in records], told >= MOST and len(records) == PAGE
         if len(records) < PAGE or told >= MOST:
             return
-        place = _Place(records[-1]["created_us"], records[-1]["sid"])
+        place = Cursor(records[-1]["at_us"], records[-1]["sid"])
 
 
 async def _deeds(pool: Pool, id: str) -> _Pages:
     """Pages of what they did, newest first, and then of what others did to them."""
     name, told = f"user:{id}", 0
     for by in (audit.Filter(actor=name), audit.Filter(target=name)):
-        after: audit.Place | None = None
+        after: Cursor | None = None
         while told < MOST:
             with translated():
                 entries = await audit.page(pool, by, limit=PAGE, after=after)
@@ -265,7 +261,7 @@ FROM sessions WHERE subject = $1 AND act IS NULL GROUP BY device ORDER BY max(la
 _SESSIONS = f"""
 SELECT sid, kind, issuer, act, CASE WHEN act IS NULL THEN device ELSE '' END AS device,
     CASE WHEN act IS NULL THEN address ELSE '' END AS address, ended_reason,
-    (extract(epoch FROM created_at) * 1000000)::bigint AS created_us,
+    (extract(epoch FROM created_at) * 1000000)::bigint AS at_us,
     {_epoch("created_at", "last_seen_at", "expires_at", "ended_at")}
 FROM sessions
 WHERE subject = $1 AND (created_at, sid) < (timestamptz 'epoch' + $2::bigint * interval '1 us', $3::text)

@@ -39,6 +39,7 @@ from auth.tokens import AccessTokens
 from auth.totp import Codes
 from auth.users import User
 from auth.webauthn_json import Assertion, RequestOptions
+from config import paging
 from config.clock import Clock
 from config.database import Pool
 from config.http import (
@@ -614,8 +615,8 @@ class AccountRoutes:
         by = users.Filter(
             users.email_key(plain("email", query.email)) or None, plain("role", query.role) or None, active
         )
-        items, cursor = await self._people.page(by, limit=query.limit, after=_cursor(query.after))
-        return AnyUsers([any_user(user) for user in items], users.write_cursor(cursor))
+        items, cursor = await self._people.page(by, limit=query.limit, after=paging.asked(query.after))
+        return AnyUsers([any_user(user) for user in items], paging.write(cursor))
 
     async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:
         body, who = call.body, call.who
@@ -686,13 +687,6 @@ def any_user(user: User) -> AnyUser:
         None if user.banned_until is None else rfc3339(user.banned_until),
         user.avatar_url,
     )
-
-
-def _cursor(after: str) -> users.Cursor | None:
-    try:
-        return users.read_cursor(after)
-    except ValueError:
-        raise invalid("after", "the `next` of the page before") from None
 
 
 class Accounts:

@@ -26,6 +26,7 @@ from auth.webauthn_json import Assertion, RequestOptions
 from config import scopes as granting
 from config.database import Connection, Pool
 from config.http import Problem, invalid, rfc3339
+from config.paging import Cursor
 from config.scopes import ROLE
 from config.settings import Auth, Mail
 from config.settings import Sessions as Policy
@@ -470,9 +471,7 @@ class Users:
         with translated():
             return await users.find_all(self._pool, ids)
 
-    async def page(
-        self, by: users.Filter, *, limit: int, after: users.Cursor | None
-    ) -> tuple[list[User], users.Cursor | None]:
+    async def page(self, by: users.Filter, *, limit: int, after: Cursor | None) -> tuple[list[User], Cursor | None]:
         with translated():
             return await users.page(self._pool, by, limit=limit, after=after)
 

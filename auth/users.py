@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 
+from config import paging
 from config.database import Connection, Pool
+from config.paging import Cursor
 
 Executor = Connection | Pool
 
@@ -28,7 +30,6 @@ TOO_MANY_FAILURES = 100
 in before, until it is set anew."""
 
 _LOCAL = re.compile(r"[^\s@\"(),:;<>\[\\\]]{1,64}")
-_CURSOR = re.compile(r"\d{1,17}\.u_[a-z2-7]{26}", re.ASCII)
 _ID = re.compile(r"u_[a-z2-7]{26}")
 _NOT_IN_URLS = frozenset(' "<>\\^`{|}')
 _LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
@@ -281,28 +282,6 @@ returning u.id, u.failures, i.count
 """
 
 
-class Cursor(NamedTuple):
-    """Where a page ended: created_at in microseconds, and the id."""
-
-    created_us: int
-    id: str
-
-
-def write_cursor(cursor: Cursor | None) -> str:
-    """The `next` of a page, "" on the last."""
-    return "" if cursor is None else f"{cursor.created_us}.{cursor.id}"
-
-
-def read_cursor(text: str) -> Cursor | None:
-    """What `write_cursor` wrote; ValueError for anything else."""
-    if not text:
-        return None
-    number, _, id = text.partition(".")
-    if not _CURSOR.fullmatch(text):
-        raise ValueError("not a cursor")
-    return Cursor(int(number), id)
-
-
 class Filter(NamedTuple):
     """Who is listed; None means any. `email` is a prefix of the `email_key`."""
 
@@ -317,9 +296,8 @@ async def page(
     """Accounts, oldest first, with the cursor of the next page when there is more."""
     text, values = _page(by)
     records = await connection.fetch(text, limit + 1, *(after or Cursor(0, "")), *values)
-    last = records[limit - 1] if len(records) > limit else None
-    cursor = None if last is None else Cursor(last["created_us"], last["id"])
-    return [_user(record) for record in records[:limit]], cursor
+    shown, more = paging.cut(records, limit)
+    return [_user(record) for record in shown], more
 
 
 def _page(by: Filter) -> tuple[str, list[str]]:
@@ -337,7 +315,7 @@ def _page(by: Filter) -> tuple[str, list[str]]:
 
 
 _PAGE = f"""
-select {_USER}, (extract(epoch from u.created_at) * 1000000)::bigint as created_us
+select {_USER}, (extract(epoch from u.created_at) * 1000000)::bigint as at_us
 from users u join subjects s on s.id = u.id
 where (u.created_at, u.id) > (timestamptz 'epoch' + $2::bigint * interval '1 us', $3::text) {{where}}
 order by u.created_at, u.id limit $1::bigint

@@ -20,7 +20,9 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from config import paging
 from config.database import Connection, Pool
+from config.paging import Cursor
 from config.tasks import Tasks, is_cancelled
 
 log = structlog.get_logger(__name__)
@@ -309,16 +311,13 @@ class Found:
     dead_at: float | None
 
 
-Cursor = tuple[int, str]
-"""The place of a job in a list: `created_at` in microseconds since 1970, and its id."""
-
 _COLUMNS = """
 id, kind, payload, extract(epoch FROM created_at)::float8 AS created_at, extract(epoch FROM run_at)::float8 AS run_at,
 attempts, error, extract(epoch FROM dead_at)::float8 AS dead_at
 """
 
 _PAGE = f"""
-SELECT {_COLUMNS}, (extract(epoch FROM created_at) * 1000000)::bigint AS place FROM jobs
+SELECT {_COLUMNS}, (extract(epoch FROM created_at) * 1000000)::bigint AS at_us FROM jobs
 WHERE ($1 = '' OR kind = $1) AND ($2::bool IS NULL OR $2 = (dead_at IS NOT NULL))
     AND ($3::bigint IS NULL OR (created_at, id) < (to_timestamp(0) + make_interval(secs => $3 / 1000000.0), $4::uuid))
 ORDER BY created_at DESC, id DESC LIMIT $5
@@ -332,29 +331,14 @@ RETURNING {_COLUMNS}
 _DROP = f"DELETE FROM jobs WHERE id = $1 AND key IS NULL RETURNING {_COLUMNS}"  # noqa: S608 - no value is put into the text
 
 
-def read_cursor(text: str) -> Cursor | None:
-    """From the text of `write_cursor`; None for "". ValueError for anything else."""
-    if not text:
-        return None
-    at, id = text.split(".")
-    if not 0 <= int(at) < 2**62:
-        raise ValueError(text)
-    return int(at), str(UUID(id))
-
-
-def write_cursor(cursor: Cursor | None) -> str:
-    return "" if cursor is None else "{}.{}".format(*cursor)
-
-
 async def page(
     connection: Connection | Pool, kind: str, dead: bool | None, *, limit: int, after: Cursor | None = None
 ) -> tuple[list[Found], Cursor | None]:
     """Newest first, of a kind ("": any), dead or waiting (None: both); and where the next page begins."""
     at, id = after or (None, None)
     records = await connection.fetch(_PAGE, kind, dead, at, id, limit + 1)
-    items = [_found(record) for record in records[:limit]]
-    more = len(records) > limit
-    return items, (records[limit - 1]["place"], items[-1].id) if more else None
+    shown, more = paging.cut(records, limit)
+    return [_found(record) for record in shown], more
 
 
 async def again(connection: Connection, id: str) -> Found | None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from aiohttp import web
 
+from config import paging
 from config.database import Connection, Pool
 from config.http import Call, Caller, FieldError, Paging, Problem, Route, invalid, reply
 from config.redis import Unavailable as RedisAway
@@ -299,13 +300,10 @@ class RevocationRoutes:
         return reply(receipt, 200 if earlier else 201)
 
     async def page(self, call: Call[None, Paging]) -> ListedReceipts:
-        try:
-            after = receipt_list.read_place(call.query.after)
-        except ValueError:
-            raise invalid("after", "the `next` of the page before") from None
+        after = paging.asked(call.query.after, paging.UUID)
         with translated():
             items, more = await receipt_list.page(self._pool, limit=call.query.limit, after=after)
-        return ListedReceipts(items, receipt_list.write_place(more))
+        return ListedReceipts(items, paging.write(more))
 
     async def read(self, call: Call[Any, Any]) -> Receipt:
         receipt = await self._revocations.receipt(call.path("id"))

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from config.database import Connection, Pool
-from sessions.store import whole
+from config.paging import Cursor
 
 Executor = Connection | Pool
 
@@ -210,27 +210,7 @@ class Entry(NamedTuple):
     sid: str
     address: str
     detail: Mapping[str, Any]
-    place: "Place"
-
-
-class Place(NamedTuple):
-    """A row's place in the order of pages: its time in microseconds, and its id."""
-
-    at_us: int
-    id: int
-
-
-def write_place(place: Place | None) -> str:
-    """The `next` of a page, "" on the last."""
-    return "" if place is None else "{}.{}".format(*place)
-
-
-def read_place(text: str) -> Place | None:
-    """What `write_place` wrote; ValueError for anything else."""
-    if not text:
-        return None
-    at, _, id = text.partition(".")
-    return Place(whole(at), whole(id))
+    place: Cursor
 
 
 class Filter(NamedTuple):
@@ -242,7 +222,7 @@ class Filter(NamedTuple):
     sid: str = ""
 
 
-async def page(connection: Executor, by: Filter, *, limit: int, after: Place | None = None) -> list[Entry]:
+async def page(connection: Executor, by: Filter, *, limit: int, after: Cursor | None = None) -> list[Entry]:
     """Rows that fit, newest first; ask for one more than is shown to know whether there are more."""
     text, values = _page(by, after)
     records = await connection.fetch(text, limit, *values)
@@ -256,7 +236,7 @@ async def page(connection: Executor, by: Filter, *, limit: int, after: Place | N
             r["sid"],
             r["address"],
             _together(r["detail"], r["personal"]),
-            Place(r["at_us"], r["id"]),
+            Cursor(r["at_us"], str(r["id"])),
         )
         for r in records
     ]
@@ -272,7 +252,7 @@ _CONDITIONS = {
 }
 
 
-def _page(by: Filter, after: Place | None) -> tuple[str, list[Any]]:
+def _page(by: Filter, after: Cursor | None) -> tuple[str, list[Any]]:
     """A statement that names only what is asked for, so that its plan can be the one for that."""
     values: list[Any] = []
     where = ["true"]
@@ -283,7 +263,7 @@ def _page(by: Filter, after: Place | None) -> tuple[str, list[Any]]:
     if after is not None:
         n = len(values) + 2
         where.append(f"(at, id) < (timestamptz 'epoch' + ${n}::bigint * interval '1 us', ${n + 1}::bigint)")
-        values += [*after]
+        values += [after.at_us, int(after.id)]
     return f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY at DESC, id DESC LIMIT $1::bigint", values
 
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 import msgspec
 from cyclopts import App, Parameter
 
+from config import paging
 from config.commands import COMMON, DONE, Common, agree, database, need, page_of, say, show
 from config.database import Connection
 from config.errors import Failure, Usage
@@ -35,7 +36,7 @@ async def list_sessions(
     common: Common = COMMON,
 ) -> None:
     """Live sessions, newest first."""
-    place = page_of(limit, _plain(after), store.read_cursor)
+    place = page_of(limit, _plain(after), paging.read)
     by = store.Filter(subject=_plain(user), issuer=_plain(issuer) or None)
     async with database(common) as (_, pool):
         now = await store.database_now(pool)
@@ -44,7 +45,7 @@ async def list_sessions(
             raise _no_user(user)
     rows = [_shown(session, now) for session in items]
     if common.json:
-        show({"items": rows, "next": store.write_cursor(cursor)}, as_json=True)
+        show({"items": rows, "next": paging.write(cursor)}, as_json=True)
     else:
         show(rows, as_json=False, columns=_COLUMNS)
 
@@ -225,7 +226,7 @@ async def list_audit(
     common: Common = COMMON,
 ) -> None:
     """Who did what to whom, newest first."""
-    place = page_of(limit, after, audit.read_place)
+    place = page_of(limit, after, lambda text: paging.read(text, paging.NUMBER))
     by = audit.Filter(*map(_plain, (actor, action, target, sid)))
     async with database(common) as (_, pool):
         entries = await audit.page(pool, by, limit=limit + 1, after=place)
@@ -233,7 +234,7 @@ async def list_audit(
     rows = [{**entry._asdict(), "at": rfc3339(entry.at)} for entry in entries[:limit]]
     shown = [{name: row[name] for name in _AUDIT_COLUMNS} for row in rows]
     if common.json:
-        show({"items": shown, "next": audit.write_place(following)}, as_json=True)
+        show({"items": shown, "next": paging.write(following)}, as_json=True)
     else:
         show(shown, as_json=False, columns=_AUDIT_COLUMNS)
 

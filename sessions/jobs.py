@@ -12,10 +12,11 @@ import msgspec
 from cyclopts import App, Parameter
 
 from config import jobs as queue
+from config import paging
 from config.commands import COMMON, Common, database, page_of, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
-from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from config.http import Call, Nothing, Paging, Problem, Route, plain, rfc3339
 from config.logging import scrub
 from sessions import audit
 from sessions.errors import translated
@@ -142,9 +143,13 @@ class JobRoutes:
         dead = None if not query.state else query.state == "dead"
         with translated():
             items, cursor = await queue.page(
-                self._pool, plain("kind", query.kind), dead, limit=query.limit, after=_cursor(query.after)
+                self._pool,
+                plain("kind", query.kind),
+                dead,
+                limit=query.limit,
+                after=paging.asked(query.after, paging.UUID),
             )
-        return JobViews([view(job) for job in items], queue.write_cursor(cursor))
+        return JobViews([view(job) for job in items], paging.write(cursor))
 
     async def retry(self, call: Call[Nothing, Nothing]) -> None:
         await self._change(call, again)
@@ -173,13 +178,6 @@ def _deed(call: Call[Any, Any]) -> Deed:
     return Deed(call.who.name, call.who.sid or "", call.address)
 
 
-def _cursor(after: str) -> queue.Cursor | None:
-    try:
-        return queue.read_cursor(after)
-    except ValueError:
-        raise invalid("after", "the `next` of the page before") from None
-
-
 # -- the command
 
 app = App(name="jobs", help="Work that is done later: list it, try it again, drop it.")
@@ -196,12 +194,12 @@ async def list_jobs(
     common: Common = COMMON,
 ) -> None:
     """Jobs that wait or were given up, newest first."""
-    cursor = page_of(limit, after, queue.read_cursor)
+    cursor = page_of(limit, after, lambda text: paging.read(text, paging.UUID))
     async with database(common) as (_, pool):
         items, following = await queue.page(pool, kind, True if dead else None, limit=limit, after=cursor)
     rows: Sequence[Mapping[str, Any]] = [msgspec.structs.asdict(view(job)) for job in items]
     if common.json:
-        show({"items": rows, "next": queue.write_cursor(following)}, as_json=True)
+        show({"items": rows, "next": paging.write(following)}, as_json=True)
     else:
         show(rows, as_json=False, columns=_COLUMNS)
 

@@ -3,15 +3,15 @@
 What a receipt is, and when it is confirmed, stands in `receipts`; here it is only listed, as PostgreSQL has it.
 """
 
-from typing import Any, Literal, NamedTuple
-from uuid import UUID
+from typing import Any, Literal
 
 import msgspec
 
+from config import paging
 from config.database import Pool
 from config.http import rfc3339
+from config.paging import Cursor
 from sessions.model import Kind
-from sessions.store import whole
 
 
 class ListedReceipt(msgspec.Struct, frozen=True):
@@ -32,32 +32,11 @@ class ListedReceipt(msgspec.Struct, frozen=True):
     elapsed_ms: float | None
 
 
-class Place(NamedTuple):
-    """A receipt's place in the order of pages: its time in microseconds, and its id."""
-
-    at_us: int
-    id: UUID
-
-
-def write_place(place: Place | None) -> str:
-    """The `next` of a page, "" on the last."""
-    return "" if place is None else f"{place.at_us}.{place.id.hex}"
-
-
-def read_place(text: str) -> Place | None:
-    """What `write_place` wrote; ValueError for anything else."""
-    if not text:
-        return None
-    at, _, id = text.partition(".")
-    return Place(whole(at), UUID(id))
-
-
-async def page(pool: Pool, *, limit: int, after: Place | None) -> tuple[list[ListedReceipt], Place | None]:
+async def page(pool: Pool, *, limit: int, after: Cursor | None) -> tuple[list[ListedReceipt], Cursor | None]:
     """At most `limit`, and where the next page goes on."""
     at_us, id = after or (None, None)
     records = await pool.fetch(_PAGE, limit + 1, at_us, id)
-    shown = records[:limit]
-    more = Place(shown[-1]["at_us"], shown[-1]["id"]) if len(records) > limit else None
+    shown, more = paging.cut(records, limit)
     return [_listed(record) for record in shown], more
 
 

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from config import paging
 from config.database import Pool
-from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from config.http import Call, Caller, Nothing, Paging, Problem, Route, plain, rfc3339
+from config.paging import Cursor
 from config.redis import Unavailable as RedisAway
 from sessions import audit, cookies, store
 from sessions.devices import device_name, place
@@ -28,7 +30,7 @@ class AnonymousQuery(msgspec.Struct, frozen=True):
     limit: int
     sid: str = ""
     issuer: str = ""
-    after: store.Cursor | None = None
+    after: Cursor | None = None
 
 
 class Anonymous(msgspec.Struct, frozen=True):
@@ -253,9 +255,9 @@ class SessionRoutes:
 
     async def own(self, call: Call[None, Paging]) -> OwnSessions:
         by = store.Filter(subject=call.who.id)
-        items, after = await self._sessions.page(by, limit=call.query.limit, after=_cursor(call.query.after))
+        items, after = await self._sessions.page(by, limit=call.query.limit, after=paging.asked(call.query.after))
         counts = await self._counts(items)
-        return OwnSessions([_own(session, counts, call.who.sid) for session in items], store.write_cursor(after))
+        return OwnSessions([_own(session, counts, call.who.sid) for session in items], paging.write(after))
 
     async def end_one(self, call: Call[None, Nothing]) -> web.StreamResponse | None:
         sid = call.path("sid")
@@ -279,10 +281,10 @@ class SessionRoutes:
     # -- everyone's
 
     async def everyones(self, call: Call[None, SessionFilter]) -> AnySessions:
-        query, limit, after = call.query, call.query.limit, _cursor(call.query.after)
+        query, limit, after = call.query, call.query.limit, paging.asked(call.query.after)
         user, sid, issuer = (plain(name, getattr(query, name)) for name in ("user", "sid", "issuer"))
-        found: list[tuple[store.Cursor, AnySession]] = []
-        more: store.Cursor | None = None
+        found: list[tuple[Cursor, AnySession]] = []
+        more: Cursor | None = None
         now = self._sessions.now()
         if query.kind != "anonymous":
             by = store.Filter(user, sid, issuer or None, query.kind)
@@ -298,7 +300,7 @@ class SessionRoutes:
             )
         if len(found) > limit:
             more = found[limit - 1][0]
-        return AnySessions([session for _, session in found[:limit]], store.write_cursor(more))
+        return AnySessions([session for _, session in found[:limit]], paging.write(more))
 
     async def audited(self, call: Call[None, AuditFilter]) -> AuditRows:
         query, limit = call.query, call.query.limit
@@ -306,10 +308,10 @@ class SessionRoutes:
             *(plain(name, getattr(query, name)) for name in ("actor", "action", "target", "sid")),
         )
         with translated():
-            entries = await audit.page(self._pool, by, limit=limit + 1, after=_place(query.after))
+            entries = await audit.page(self._pool, by, limit=limit + 1, after=paging.asked(query.after, paging.NUMBER))
         more = len(entries) > limit
         place = entries[limit - 1].place if more else None
-        return AuditRows([_audited(entry) for entry in entries[:limit]], audit.write_place(place))
+        return AuditRows([_audited(entry) for entry in entries[:limit]], paging.write(place))
 
     async def _counts(self, sessions: Sequence[Session]) -> Mapping[str, int] | None:
         """Live connections by sid; None while the registry is away: a list of sessions is worth having without."""
@@ -364,9 +366,9 @@ def _any(session: Session, counts: Mapping[str, int] | None, now: float) -> AnyS
     )
 
 
-def place_of(session: Session | Anonymous) -> store.Cursor:
+def place_of(session: Session | Anonymous) -> Cursor:
     """Where it stands in the list of all."""
-    return store.Cursor(round(session.created_at * 1e6), session.sid)
+    return Cursor(round(session.created_at * 1e6), session.sid)
 
 
 def _nobodys(session: Anonymous, now: float) -> AnySession:
@@ -401,17 +403,3 @@ def _audited(entry: audit.Entry) -> AuditRow:
 
 
 # -- what a query may hold
-
-
-def _cursor(after: str) -> store.Cursor | None:
-    try:
-        return store.read_cursor(after)
-    except ValueError:
-        raise invalid("after", "the `next` of the page before") from None
-
-
-def _place(after: str) -> audit.Place | None:
-    try:
-        return audit.read_place(after)
-    except ValueError:
-        raise invalid("after", "the `next` of the page before") from None

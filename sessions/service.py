@@ -17,6 +17,7 @@ import structlog
 from config.clock import Clock
 from config.database import Connection, Pool
 from config.http import Problem, rfc3339
+from config.paging import Cursor
 from config.sealing import Sealer, Unsealable
 from config.settings import Sessions as Policy
 from config.tasks import Tasks
@@ -567,8 +568,8 @@ class Sessions:
     # -- listing and ending
 
     async def page(
-        self, by: store.Filter, *, limit: int, after: store.Cursor | None = None
-    ) -> tuple[list[Session], store.Cursor | None]:
+        self, by: store.Filter, *, limit: int, after: Cursor | None = None
+    ) -> tuple[list[Session], Cursor | None]:
         """Live sessions, newest first, and the cursor of the next page."""
         with translated():
             return await store.page(self._pool, by, now=self.now(), limit=limit, after=after)

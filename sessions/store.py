@@ -7,9 +7,10 @@ caller's reading of the database's clock: the process holds it against steps, `c
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from config import paging
 from config.database import Connection, Pool
+from config.paging import Cursor
 from config.settings import Life
-from sessions.ids import is_sid
 from sessions.model import Ended, Position, Reading, Session, Subject
 from sessions.refresh import FIRST, Generation
 
@@ -147,7 +148,7 @@ _SESSION = f"""
     s.sid, s.secret_hash, s.subject, s.kind, s.issuer, s.born, s.idle_seconds, s.device, s.address, s.aal, s.remembered,
     s.act, {_epoch("s.auth_time")} AS auth_time,
     {_epoch("s.created_at")} AS created_at, {_epoch("s.last_seen_at")} AS last_seen_at,
-    {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS created_us,
+    {_epoch("s.expires_at")} AS expires_at, (extract(epoch FROM s.created_at) * 1000000)::bigint AS at_us,
     u.state = 'active' AS active, u.credential_version, u.roles, {_epoch("u.banned_until")} AS banned_until, {_ENDED},
     h.seq AS head, h.era_id AS era, {_epoch("clock_timestamp()")} AS now"""
 
@@ -184,35 +185,6 @@ async def by_sids(connection: Executor, sids: Sequence[str]) -> Mapping[str, Rea
 _BY_SIDS = _read() + "WHERE s.sid = ANY($1::text[])"
 
 
-class Cursor(NamedTuple):
-    """Where a page ended: created_at in microseconds, and the sid."""
-
-    created_us: int
-    sid: str
-
-
-def write_cursor(cursor: Cursor | None) -> str:
-    """`next` of a list; "" after the last page."""
-    return "" if cursor is None else f"{cursor.created_us}.{cursor.sid}"
-
-
-def read_cursor(after: str) -> Cursor | None:
-    """`after` of a list; ValueError for what `write_cursor` did not make."""
-    if not after:
-        return None
-    number, _, sid = after.partition(".")
-    if not is_sid(sid):
-        raise ValueError("not a cursor")
-    return Cursor(whole(number), sid)
-
-
-def whole(text: str) -> int:
-    """A number that a bigint, and a moment of PostgreSQL's, can hold; ValueError for others."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 17):
-        raise ValueError("not such a number")
-    return int(text)
-
-
 class Filter(NamedTuple):
     """What is listed: "" means any. With a `sid` the session is shown even when it is over."""
 
@@ -228,9 +200,8 @@ async def page(
     """Sessions that are live at `now`, newest first; with the cursor of the next page when there is more."""
     text, values = _page(by, after)
     records = await connection.fetch(text, now, limit + 1, *values)
-    items = [_reading(record).session for record in records[:limit]]
-    last = records[limit - 1] if len(records) > limit else None
-    return items, None if last is None else Cursor(last["created_us"], last["sid"])
+    shown, more = paging.cut(records, limit, id="sid")
+    return [_reading(record).session for record in shown], more
 
 
 def _page(by: Filter, after: Cursor | None) -> tuple[str, list[Any]]:
