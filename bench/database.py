@@ -26,11 +26,12 @@ import asyncpg
 from auth import users
 from config import migrate
 from config.database import connect
+from config.paging import Cursor
 from config.servers import Guardian, Place, Postgres
 from config.settings import Database, Life
 from sessions import audit, store
 from sessions.model import Session, Subject
-from sessions.store import Cursor, Filter, Sight
+from sessions.store import Filter, Sight
 
 FREE = 10 * 1024**3
 PER_USER = 5
@@ -144,7 +145,7 @@ class Queries:
     def sessions(self, by: Filter, after: Cursor | None = None) -> Awaitable[Any]:
         return store.page(self.c, by, now=self.now, limit=50, after=after)
 
-    def accounts(self, by: users.Filter, after: users.Cursor | None = None) -> Awaitable[Any]:
+    def accounts(self, by: users.Filter, after: Cursor | None = None) -> Awaitable[Any]:
         return users.page(self.c, by, limit=50, after=after)
 
     def audited(self, **by: str) -> Awaitable[Any]:
@@ -173,7 +174,7 @@ class Queries:
 
     def all(self) -> dict[str, Callable[[], Awaitable[Any]]]:
         deep = Cursor(int((self.now - 6 * 86400) * 1e6), "0" * 12)
-        late = users.Cursor(int((self.now - 30 * 86400) * 1e6), "")
+        late = Cursor(int((self.now - 30 * 86400) * 1e6), "")
         t = self.in_transaction
         return {
             "session of a cookie": lambda: store.by_secret_hashes(self.c, [random.choice(self.hashes)]),
