@@ -26,6 +26,7 @@ from sessions.model import Row
 from tests.campaign.client import Client
 from tests.campaign.crowd import GUESTS, Crowd
 from tests.campaign.history import Failover, FaultBegan, FaultEnded, Finding
+from tests.campaign.network import DELAYS
 from tests.campaign.people import People
 from tests.campaign.proxy import Proxy
 from tests.campaign.schedule import CANCELLING, DATABASE, NEW_KIND
@@ -627,10 +628,12 @@ class Faults:
                 case "loss":
                     proxy.loss = 0.5
                 case _:
-                    proxy.delay = 2.0
+                    proxy.delay = DELAYS[how]
         blinds = {node} if servers != "redis" and how in ("cut", "hold", "up", "down") else set()
         try:
             async with self._in_force(name, blinds=blinds, note=f"{servers} of node {node}: {how}"):
+                if how == "slow":
+                    self.world.keep(self._race(node))
                 await asyncio.sleep(seconds)
         finally:
             if tunnel is not None:
@@ -639,6 +642,17 @@ class Faults:
                 tunnel.heal()
             for proxy in both:
                 proxy.heal()
+
+    async def _race(self, node: int) -> None:
+        """Sessions end while their connections are on the way to be live: the gateway waits for a server meanwhile."""
+        others = [n for n in self._all if n != node] or [node]
+        victims = self.people.sessions()
+        self.rng.shuffle(victims)
+        for session in victims[:4]:
+            coming = [self.world.keep(self.people.connect(session, node, codec)) for codec in ("json", "protobuf")]
+            await asyncio.sleep(self.rng.uniform(0.02, 0.4))
+            await self.people.revoke(self.rng.choice(others), {"sid": session.sid}, [session])
+            await asyncio.wait(coming, timeout=2.0)
 
     # -- PostgreSQL
 

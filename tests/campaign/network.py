@@ -16,6 +16,8 @@ from collections.abc import Collection
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+DELAYS = {"delay": 2.0, "slow": 0.2}
+"""Seconds for one way: more, and less than anybody's patience."""
 LARGEST = 2048
 TURN = 64
 """Packets of one direction that are forwarded before another event of the loop has its turn."""
@@ -62,11 +64,11 @@ class Tunnel:
         self.loss = self.delay = 0.0
 
     def trouble(self, ports: Collection[int], how: str) -> None:
-        """With the servers at these ports: "hold" (both ways), "up", "down", "loss" or "delay"."""
+        """With the servers at these ports: "hold" (both ways), "up", "down", "loss", "delay" or "slow"."""
         self.ports = frozenset(ports)
         self.up, self.down = how not in ("hold", "up"), how not in ("hold", "down")
         self.loss = 0.5 if how == "loss" else 0.0
-        self.delay = 2.0 if how == "delay" else 0.0
+        self.delay = DELAYS.get(how, 0.0)
 
     async def close(self) -> None:
         """Nothing of it is left."""

@@ -195,7 +195,7 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
         {
             "node": m._node(),
             "servers": m.some("postgres", "redis", "both"),
-            "how": m.some("cut", "hold", "up", "down", "loss", "delay"),
+            "how": m.some("cut", "hold", "up", "down", "loss", "delay", "slow"),
         },
     ),
     "F12": lambda m: (

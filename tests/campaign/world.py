@@ -288,6 +288,7 @@ class World:
             {
                 **FASTER,
                 "client.connection_rate_limit": self.schedule.rate,
+                "client.user_connection_limit": 400 + self.schedule.crowd,  # reached by nobody; it is asked for all
                 "database.url": with_ports(self.postgres.url, *(proxy.port for proxy in postgres), host=host),
                 "redis.url": url,
             },
