@@ -37,7 +37,7 @@ BUS = b"wardgate-bus"
 STEPS = re.compile(r"^wardgate_clock_steps_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 AGE = 8.0
 """Seconds after which every gateway knows the next signing key, if nothing was broken: they look once a second."""
-STARVED = 1.0
+STARVED = 3.0
 """Seconds that half of the logins may take while a crowd comes back."""
 PUT_BACK = 4.0
 """Seconds after a failover in which whoever remembers must have put back what was lost."""

@@ -121,7 +121,7 @@ class People:
             {"email": person.email, "password": person.password, "mode": "token"},
             address=address,
         )
-        self._answered(id, "unknown" if answer is None else "committed" if answer.status == 200 else "refused")
+        self._answered(id, _state(answer, 200))
         if answer is None or answer.status != 200:
             return None
         self.logins.append((answer.at, answer.at - answer.sent))
