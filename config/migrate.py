@@ -216,7 +216,7 @@ async def _apply_patiently(connection: asyncpg.Connection, file: Migration, trie
     for attempt in range(1, tries + 1):
         try:
             return await _apply(connection, file)
-        except asyncpg.LockNotAvailableError as error:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             if attempt == tries:
                 raise MigrationError(f"{file.file}: a table stays locked by others: {error}") from error
             await asyncio.sleep(0.1 * attempt)

@@ -2,7 +2,7 @@
 runs; the product has no switch for them."""
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +16,6 @@ from sessions.freshness import Freshness
 from sessions.lease import Lease, Next, Reply
 from sessions.memory import Memory, Place
 from sessions.model import Position, Row, Standing
-from sessions.revocations import Revocations
 
 
 def gate() -> None:
@@ -132,24 +131,6 @@ def early_acks() -> None:
     Lease.settled = settled  # type: ignore[method-assign]
 
 
-def second_read() -> None:
-    """9b: a connect that memory cannot judge is believed what some connection of the pool says of its session, and goes
-    live on that."""
-
-    async def read(self: Revocations, query: Callable[[Any], Awaitable[Any]]) -> Any:
-        async with self._pool.acquire() as connection:
-            return await query(connection)
-
-    async def go_live(self: Driver, peer: Peer, standing: Standing) -> None:
-        await self._hub.pass_gate(peer)
-        if self._try_live(peer, standing) is not None:
-            read = await self._read_again(standing)
-            await self._hub.pass_gate(peer)
-            self._try_live(peer, msgspec.structs.replace(read, position=self._parts.revocations.position))
-
-    Revocations.read_current, Driver._go_live = read, go_live  # type: ignore[method-assign]
-
-
 def block() -> None:
     """9b: what was good when it was read goes live, whatever memory has heard since."""
     try_live = Driver._try_live
@@ -176,6 +157,5 @@ MUTATIONS: Mapping[str, Callable[[], None]] = {
     "own-lease-length": own_lease_length,
     "era": era,
     "early-acks": early_acks,
-    "second-read": second_read,
     "block": block,
 }

@@ -92,6 +92,26 @@ async def test_a_locked_table_is_waited_for_briefly_and_then_named(empty_databas
     assert [m.name for m in await migrate.apply(empty_database_url, folder=tmp_path)] == ["b"]
 
 
+async def test_a_migration_in_traffic_failed_for_good_by_one_deadlock_with_a_request(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, m0001_a="create table a (x integer); create table b (x integer)")
+    await migrate.apply(empty_database_url, folder=tmp_path)
+    slow = "set local deadlock_timeout = '50ms'; lock table a; select pg_sleep(0.3)"
+    write(tmp_path, m0002_c=f"{slow}; alter table b add column y text")
+    other = await asyncpg.connect(empty_database_url, server_settings={"deadlock_timeout": "20s"})
+    try:
+        async with other.transaction():
+            await other.execute("lock table b")
+            applying = asyncio.create_task(migrate.apply(empty_database_url, folder=tmp_path))
+            while not await other.fetchval("select count(*) from pg_locks where relation = 'a'::regclass"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await other.execute("lock table a")  # until the migration has given way
+        assert [m.name for m in await applying] == ["c"]
+    finally:
+        await other.close()
+
+
 async def test_status_knows_applied_pending_ahead_and_changed(empty_database_url: str, tmp_path: Path) -> None:
     assert await migrate.status(empty_database_url, folder=tmp_path) == []
     write(tmp_path, m0001_a="select 1", m0002_b="select 2", m0003_c="select 3")
