@@ -114,8 +114,8 @@ async def erase(
     require_within(subject.roles, beyond)
     writing.append(Entry(kind=model.Kind.USER, subject=id, code=model.DISABLED, reason="account_deleted"))
     account = await users.by_id(connection, id)
-    await key_keeping.forget(writing, id)
     await store.erase_subject(connection, id, known_elsewhere=not users.is_local(id))
+    await key_keeping.forget(writing, id)  # now that no session of theirs makes another
     if account is not None:
         await _drop_letters(connection, id, account.user.email, account.email_key)
         await users.delete(connection, id)

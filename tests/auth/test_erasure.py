@@ -6,7 +6,7 @@ from typing import Any
 import pyotp
 import pytest
 
-from auth import letters
+from auth import key_keeping, letters
 from auth.letters import Order, Token
 from config.settings import Settings, with_values
 from sessions import audit, chain
@@ -15,6 +15,7 @@ from tests.auth.conftest import PASSWORD, Answer, House, secret_of
 
 EMAIL, NAME, ADDRESS, AGENT = "ada.lovelace@example.org", "Ada Lovelace", "198.51.100.77", "Analytical/1.0 Engine"
 WORDS = "Ada wrote about Ada Lovelace"
+WAITING = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 
 
 @pytest.fixture
@@ -128,6 +129,20 @@ async def test_words_about_a_session_that_was_forgotten_before_its_person_stayed
     await forgotten(house)
     there = await everything(house)
     assert not [table for table, text in there.items() if WORDS in text or ADDRESS in text]
+
+
+async def test_a_key_that_was_made_while_its_maker_was_deleted_stayed(house: House) -> None:
+    made, admin = await ada(house), await house.admin()
+    id, sid = made["user"]["id"], made["session"]["sid"]
+    async with house.revocations.acting(f"user:{id}", sid) as writing:
+        new = key_keeping.NewKey("Ada's", ["audit"], owner=id)
+        await key_keeping.create(writing.connection, new, within={"*"}, by={"actor": f"user:{id}"})
+        deleting = asyncio.create_task(deleted(house, admin, id))
+        async with asyncio.timeout(10):
+            while not await house.pool.fetchval(WAITING):
+                pass
+    assert (await deleting).status == 200
+    assert await house.pool.fetchval("select count(*) from api_keys") == 0
 
 
 async def test_a_person_deletes_their_account_by_their_password(house: House) -> None:
