@@ -226,11 +226,13 @@ class Factors:
     async def recovery_codes(self, asker: Asker) -> list[str]:
         """New ones, in place of those before. Problems: step_up_required, forbidden, session_ended."""
         account = await self._account(asker)
-        if not (await self._freshness.require(asker.id, asker.sid, always=True)).on:
-            raise Problem("forbidden", "there is no second factor that they could stand for")
+        await self._freshness.require(asker.id, asker.sid, always=True)
         with translated():
             async with self._revocations.writing(actor=f"user:{asker.id}") as writing:
                 await self._hold(writing, asker)
+                had = await freshness.state(writing.connection, asker.id, asker.sid)
+                if had is None or not had.on:
+                    raise Problem("forbidden", "there is no second factor that they could stand for")
                 codes = await self._codes.recovery(writing.connection, asker.id)
                 await self._audit(writing, "user.recovery_codes_made", asker, {})
                 await self._tell(writing, "recovery_codes", account, asker)
@@ -353,9 +355,10 @@ async def remove_all(
     """What `Factors.lost` does, in the caller's transaction, which holds the subject. Problems not_found, forbidden."""
     connection = writing.connection
     account = await users.by_id(connection, id)
+    if account is not None:
+        require_within(account.user.roles, beyond)
     if account is None or not account.second_factor:
         raise Problem("not_found", "there is no such user with a second factor")
-    require_within(account.user.roles, beyond)
     await totp.remove(connection, id)
     await passkeys.remove_all(connection, id)
     await totp.forget_recovery(connection, id)

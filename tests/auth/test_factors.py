@@ -12,6 +12,7 @@ import jwt
 import pyotp
 import pytest
 
+from auth.freshness import Freshness
 from auth.totp import Codes
 from config.clock import SystemClock
 from config.http import ROUTES
@@ -570,6 +571,22 @@ async def test_off_is_by_a_code_and_a_challenge_that_is_out_is_over(house: House
     state = await me.state()
     assert (state["totp"], state["recovery_codes"], state["aal"]) == (False, 0, 1)
     assert (await house.call("DELETE", "/auth/totp", {"code": me.recovery[5]}, **me.by)).code == "invalid_credentials"
+
+
+async def test_recovery_codes_were_made_for_a_factor_that_had_gone_meanwhile(
+    house: House, db_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, require = await alice(house, db_clock), Freshness.require
+
+    async def gone_then(*arguments: Any, **more: Any) -> Any:
+        state = await require(*arguments, **more)
+        await house.pool.execute("delete from totp")
+        await house.pool.execute("delete from recovery_codes")
+        return state
+
+    monkeypatch.setattr(Freshness, "require", gone_then)
+    assert (await house.call("POST", "/auth/recovery-codes", {}, **me.by)).code == "forbidden"
+    assert await house.pool.fetchval("select count(*) from recovery_codes") == 0
 
 
 async def test_a_role_that_needs_a_second_factor_is_none_for_admin_routes_without_it(
