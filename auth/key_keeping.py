@@ -2,7 +2,8 @@
 audit, in the caller's transaction; what takes something away is a row of the revocation log too, so that every process
 reads the key again, or refuses it for good.
 
-Nobody gives a key more than they may: `within` are the scopes of whoever acts. `by` is who acts, as `audit.append` has
+Nobody gives a key more than they may: `within` are the scopes of whoever acts, `until` is when they end where that is a
+key. `by` is who acts, as `audit.append` has
 it. Which key a request carries is judged in `api_keys`; HTTP names these deeds in `key_routes`, commands in `commands`.
 """
 
@@ -69,11 +70,21 @@ class ServiceAccount(NamedTuple):
 # -- keys
 
 
+async def end_of(connection: Connection, id: str) -> float | None:
+    """Until when a key that acts is good; None: for ever. Problem unauthenticated for one that is revoked by now."""
+    record = await connection.fetchrow(_END, id)
+    if record is None:
+        raise Problem("unauthenticated", "this API key is not valid")
+    end: float | None = record["expires_at"]
+    return end
+
+
 async def create(
-    connection: Connection, new: NewKey, *, within: Collection[str], by: Mapping[str, Any]
+    connection: Connection, new: NewKey, *, within: Collection[str], until: float | None = None, by: Mapping[str, Any]
 ) -> tuple[str, KeyInfo]:
     """A new key: the secret, to be shown this once, and what is stored of it. Problems: invalid, forbidden."""
     _check(new.name, new.scopes, within)
+    _require_end(new.expires_at, until)
     if new.service_account is not None and not await connection.fetchval(_HOLD_SERVICE, new.service_account):
         raise invalid("service_account", "there is none of this name that is enabled")
     secret, id = PREFIX + secrets.token_urlsafe(32), secrets.token_hex(16)
@@ -85,13 +96,21 @@ async def create(
 
 
 async def change(
-    writing: Ledger, id: str, wanted: Mapping[str, Any], *, within: Collection[str], by: Mapping[str, Any]
+    writing: Ledger,
+    id: str,
+    wanted: Mapping[str, Any],
+    *,
+    within: Collection[str],
+    until: float | None = None,
+    by: Mapping[str, Any],
 ) -> KeyInfo:
     """Another `name`, `scopes` or `expires_at` (None: never), of these what is `wanted`. Problems: not_found, invalid,
     forbidden."""
     before = await _hold(writing, id)
     after: KeyInfo = before._replace(**wanted)
     _check(after.name, after.scopes, within)
+    if "expires_at" in wanted:
+        _require_end(after.expires_at, until)
     changed = _info(await writing.connection.fetchrow(_CHANGE, id, after.name, list(after.scopes), after.expires_at))
     if changed != before:
         _read_again(writing, id)
@@ -158,6 +177,11 @@ def _check(name: str, wanted: Sequence[str], within: Collection[str]) -> None:
     _require_within(wanted, within)
 
 
+def _require_end(expires_at: float | None, until: float | None) -> None:
+    if until is not None and (expires_at is None or expires_at > until):
+        raise Problem("forbidden", "this key would be good for longer than yours")
+
+
 def _require_within(wanted: Sequence[str], within: Collection[str]) -> None:
     if lacking := granting.lacking(within, wanted):
         raise Problem("forbidden", f"this key would have the scope {lacking[0]}, which you lack")
@@ -206,6 +230,7 @@ _CREATE = f"""
 insert into api_keys (id, hash, name, scopes, created_by, expires_at, service_account, owner)
 values ($1, $2, $3, $4, $5, to_timestamp($6::float8), $7, $8) returning {_KEY}
 """  # noqa: S608
+_END = "select extract(epoch from expires_at)::float8 as expires_at from api_keys where id = $1 and revoked_at is null"
 _HOLD = f"select {_KEY} from api_keys where id = $1 and revoked_at is null for update"  # noqa: S608
 _CHANGE = f"""
 update api_keys set name = $2, scopes = $3, expires_at = to_timestamp($4::float8) where id = $1 returning {_KEY}

@@ -8,11 +8,13 @@ import msgspec
 
 from auth import key_keeping as keeping
 from auth import keys as signing
+from auth.api_keys import STATIC
 from auth.key_keeping import KeyInfo, NewKey, ServiceAccount
 from auth.keys import Keys, RotationRefused
+from auth.service import Ledger
 from config import paging
 from config.database import Pool
-from config.http import Call, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
 from sessions import audit
 from sessions.errors import translated
 from sessions.revocations import Revocations
@@ -243,11 +245,14 @@ class KeyRoutes:
     async def create(self, call: Call[NewApiKey, Nothing]) -> MadeKey:
         body, who = call.body, call.who
         service = body.service_account or who.service or None
+        if service != (who.service or None) and (who.service or who.owner):
+            raise Problem("forbidden", "what a key makes is its own: it ends with whom that belongs to")
         owner = None if service else (who.owner if who.via == "api_key" else who.id) or None
         new = NewKey(body.name, body.scopes, self._expiry(body.expires_at), service, owner)
         with translated():
             async with self._revocations.acting(who.name, who.sid) as writing:
-                secret, made = await keeping.create(writing.connection, new, within=who.scopes, by=call.by)
+                until = await self._end(writing, who)
+                secret, made = await keeping.create(writing.connection, new, within=who.scopes, until=until, by=call.by)
         return MadeKey(secret, view(made))
 
     async def change(self, call: Call[ChangeApiKey, Nothing]) -> KeyView:
@@ -256,7 +261,10 @@ class KeyRoutes:
             wanted["expires_at"] = self._expiry(wanted["expires_at"])
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
-                changed = await keeping.change(writing, _id(call), wanted, within=call.who.scopes, by=call.by)
+                until = await self._end(writing, call.who)
+                changed = await keeping.change(
+                    writing, _id(call), wanted, within=call.who.scopes, until=until, by=call.by
+                )
         return view(changed)
 
     async def rotate(self, call: Call[RotateApiKey, Nothing]) -> MadeKey:
@@ -271,6 +279,11 @@ class KeyRoutes:
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
                 if not await keeping.revoke(writing, _id(call), by=call.by):
                     raise Problem("not_found")
+
+    @staticmethod
+    async def _end(writing: Ledger, who: Caller) -> float | None:
+        """When who asks ends by itself, where that is a key."""
+        return await keeping.end_of(writing.connection, who.id) if who.via == "api_key" and who != STATIC else None
 
     def _expiry(self, moment: datetime | None) -> float | None:
         if moment is None:

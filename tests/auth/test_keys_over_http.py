@@ -213,6 +213,21 @@ async def test_whoever_kept_keys_could_enable_a_leaked_one_that_may_more_than_th
     assert (await house.call("PATCH", path, enable, **root)).status == 200
 
 
+async def test_a_key_outlived_who_made_it_by_making_another(house: House, root: dict[str, Any]) -> None:
+    assert (await house.call("POST", "/admin/service-accounts", {"name": "billing"}, **root)).status == 201
+    soon, later = at(house, 3600), at(house, 7200)
+    made = (await make(house, root, "keys", expires_at=soon)).json
+    own: dict[str, Any] = {"headers": {"X-API-Key": made["secret"]}}
+    path = f"/admin/keys/{made['key']['id']}"
+    for expires_at in (None, later):
+        assert (await make(house, own, "keys:read", expires_at=expires_at)).code == "forbidden"
+        assert (await house.call("PATCH", path, {"expires_at": expires_at}, **own)).code == "forbidden"
+    assert (await make(house, own, "keys:read", expires_at=soon, service_account="billing")).code == "forbidden"
+    assert (await make(house, own, "keys:read", expires_at=soon)).status == 201
+    assert (await house.call("PATCH", path, {"name": "another"}, **own)).status == 200
+    assert (await house.call("PATCH", path, {"expires_at": later}, **root)).status == 200
+
+
 async def test_keys_are_listed_page_by_page_and_as_files(house: House, root: dict[str, Any]) -> None:
     ids = [(await make(house, root, "audit", name=f"key {n}")).json["key"]["id"] for n in range(3)]
     found, after = [], ""
