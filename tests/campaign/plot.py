@@ -11,7 +11,7 @@ Counts = Mapping[str, int]
 """How many took so many seconds, as totals keeps them."""
 
 WIDTH, LEFT, RIGHT, ROW = 760, 60, 110, 20
-FIRST, LAST = 0.001, 10.0
+FIRST, LAST = 0.001, 100.0
 COLORS = {"without faults": "#2b6cb0", "with faults": "#c05621"}
 
 
