@@ -20,6 +20,7 @@ import asyncpg
 from auth import keys as signing
 from config import migrate
 from config.database import connect
+from config.servers import ServerError
 from config.settings import Settings
 from sessions import log, restoring
 from sessions.model import Row
@@ -576,7 +577,13 @@ class Faults:
         world = self.world
         async with self._locks["postgres"], self._locks["gateways"]:
             server, since = world.postgres, time.monotonic()
-            await asyncio.to_thread(server.back_up)
+            try:
+                await asyncio.to_thread(server.back_up)
+            except ServerError as error:
+                self.skipped[name] = str(error)
+                if not server.running():
+                    await world.start_again(server)
+                return
             await asyncio.sleep(age)
             async with contextlib.AsyncExitStack() as stack:
                 server.signal(signal.SIGKILL)

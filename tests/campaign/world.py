@@ -41,7 +41,7 @@ from tests.campaign.standby import FAKETIME, Cache, Database, attach, faked, pro
 
 CAP = 4
 READY = 40.0
-DISK = "400m"
+DISK = "1g"
 
 FASTER = {
     "auth.bcrypt_cost": 4,
