@@ -161,14 +161,15 @@ class Mailboxes:
         A guest who registered and opens the link becomes that account, and their session is over. Neither alone will
         do: an address of others gives them no guest's id.
 
-        Problems: invalid, invalid_credentials, too_many_attempts, busy, email_taken, session_ended."""
+        Problems: invalid, invalid_credentials, challenge_required, too_many_attempts, busy, email_taken, session_ended.
+        """
         normal = policy.bounded("password", password)
         with translated():
             known = await one_time.peek(self._pool, "verify_email", token)
             registration = known and await self._pool.fetchrow(_REGISTRATION, known.detail["registration"])
         if registration is None:
             raise _no_longer("token")
-        async with self._throttle.attempt(client.address, registration["email_key"]) as attempt:
+        async with self._throttle.attempt(client.address, registration["email_key"], proof=client.proof) as attempt:
             if not (await self._passwords.check(registration["password_hash"], normal)).right:
                 raise Problem("invalid_credentials")
             await attempt.succeeded()

@@ -23,10 +23,11 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Registered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The link of a registration's letter, and the password that was registered with."""
+    """The link of a registration's letter, and the password that was registered with. `proof` as in a login."""
 
     token: Text
     password: Text
+    proof: Text = ""
 
 
 class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +60,10 @@ class MailboxRoutes:
                 self.verify,
                 "A registration becomes an account: with the token of the link in the letter, and its password",
                 body=Registered,
-                errors=("email_taken", "invalid_credentials", "too_many_attempts", "busy", "session_ended"),
+                errors=(
+                    *("email_taken", "invalid_credentials", "challenge_required", "too_many_attempts", "busy"),
+                    "session_ended",
+                ),
                 tag="accounts",
             ),
             Route(
@@ -123,7 +127,7 @@ class MailboxRoutes:
         ]
 
     async def verify(self, call: Call[Registered, Nothing]) -> None:
-        client = who_asks(call)._replace(held=await _held(call.request))
+        client = who_asks(call)._replace(held=await _held(call.request), proof=call.body.proof)
         await self._mailboxes.verify(call.body.token, call.body.password, client)
 
     async def resend(self, call: Call[Address, Nothing]) -> Nothing:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -18,6 +19,7 @@ from config.settings import Settings, with_values
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 from tests.auth.conftest import PASSWORD, Answer, House, build
+from tests.auth.test_mailbox import Person, link
 
 AFTER = 6
 SECRET, SITE_KEY = "0x-a-secret-of-the-verifier", "0x-site-key"
@@ -223,3 +225,29 @@ def test_half_a_challenge_is_a_mistake() -> None:
     clear = {"VERIFY_URL": "http://v.example/siteverify", "SECRET": SECRET, "SITE_KEY": SITE_KEY}
     with pytest.raises(SettingsError, match="over plain http the secret"):
         load(None, {f"WARDGATE_AUTH_CHALLENGE_{name}": value for name, value in clear.items()})
+
+
+async def test_whoever_opens_the_link_of_a_registration_may_be_asked_too(
+    settings: Settings,
+    pool: asyncpg.Pool,
+    revocations: Revocations,
+    sessions: Sessions,
+    pipe: Pipe,
+    verifier: Verifier,
+    tmp_path: Path,
+) -> None:
+    """Or a crowd that guesses at an address keeps its owner from having the account."""
+    challenge = {"verify_url": str(verifier.server.make_url("/siteverify")), "secret": SECRET, "site_key": SITE_KEY}
+    values: dict[str, Any] = {f"auth.challenge.{name}": value for name, value in challenge.items()}
+    values |= {"auth.challenge.after": AFTER, "auth.challenge.allow_networks": ["127.0.0.0/8"]}
+    values |= {"auth.verify_email": True, "mail.folder": str(tmp_path), "mail.sender": "no-reply@example.org"}
+    values |= {"mail.verify_email_link": "https://app.example.org/#verify={token}"}
+    async with build(with_values(settings, values), pool, revocations, sessions, pipe) as house:
+        person = Person(house, tmp_path)
+        await person.register("alice@example.org")
+        token = link(await person.letter(1))
+        await attack(house, "alice@example.org")
+        elsewhere = {"address": "198.51.100.9"}
+        assert (await person.open(token, **elsewhere)).code == "challenge_required"
+        body = {"token": token, "password": PASSWORD, "proof": "solved"}
+        assert (await person.post("/auth/verify-email", body, **elsewhere)).status == 204
