@@ -146,5 +146,13 @@ async def forget(pool: Pool, id: str) -> None:
     await log.forget(pool, id, sids)
     acted = await audit.acted(pool, id)
     await pool.execute("UPDATE sessions SET device = '', address = '' WHERE sid = ANY($1)", acted)
+    await pool.execute(_BLANK_EVENTS, [f"user:{id}", *(f"session:{sid}" for sid in sids)])
     while await audit.forget(pool, id, sids, acted, limit=AT_ONCE):
         pass
+
+
+# What webhooks were to be told and was not, or was given up: that it happened, and no more.
+_BLANK_EVENTS = """
+UPDATE jobs SET payload = jsonb_set(payload, '{data,detail}', '{}')
+WHERE kind = 'webhook' AND payload->'data'->>'target' = ANY($1) AND payload->'data'->>'action' <> 'user.deleted'
+"""
