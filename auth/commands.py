@@ -23,7 +23,7 @@ from auth import passwords as policy
 from auth import users as accounts
 from auth.key_routes import service_view
 from auth.key_routes import view as key_view
-from auth.passwords import hasher
+from auth.passwords import Passwords, Stored, hasher
 from auth.tokens import AccessTokens
 from auth.users import Account, User
 from config import paging, scopes
@@ -80,9 +80,9 @@ async def create_user(
     if not accounts.is_display_name(display_name):
         raise Usage(f"--display-name has at most {accounts.MAX_NAME} printable characters")
     async with database(common) as (settings, pool):
-        password, stored = await _new_password(settings, password_stdin)
         with _told():
             roles = service.checked_roles(role)
+        password, stored = await _new_password(settings, password_stdin, _length(settings, roles))
         async with pool.acquire() as connection, connection.transaction():
             user = await _create(connection, email, display_name, stored, roles)
     show({**_shown(user), **({} if password_stdin else {"password": password})}, as_json=common.json)
@@ -193,9 +193,11 @@ async def set_roles(
 async def set_password(user: Who, *, password_stdin: Stdin = False, common: Common = COMMON) -> None:
     """Set a password; all sessions of the user end. Without --password-stdin one is made up and shown once."""
     async with database(common) as (settings, pool):
-        password, stored = await _new_password(settings, password_stdin)
-        async with pool.acquire() as connection, _ledger(connection) as ledger:
+        async with pool.acquire() as connection:
             account = await _account(connection, user)
+        length = service.min_length(settings.auth, account)
+        password, stored = await _new_password(settings, password_stdin, length)
+        async with pool.acquire() as connection, _ledger(connection) as ledger:
             ended = await _set_password(ledger, account.user.id, stored)
     show(
         {"id": account.user.id, "sessions_ended": ended, **({} if password_stdin else {"password": password})},
@@ -220,17 +222,17 @@ async def ensure_admin(pool: Pool, settings: Settings, email: str, password: str
 
     An account that is there keeps what is so already. Idempotent; safe beside running gateways.
     """
-    hashing, normal = hasher(settings.auth), policy.acceptable("password", password, settings.auth.password_min_length)
+    hashing, normal = hasher(settings.auth), policy.acceptable("password", password, _length(settings, _ADMIN))
     async with pool.acquire() as connection:
         account = await accounts.by_email(connection, accounts.email_key(email))
         if account is None:
-            stored = await asyncio.to_thread(hashing.hash, normal)
+            stored = Stored(await asyncio.to_thread(hashing.hash, normal), policy.at_least(settings.auth, normal))
             async with connection.transaction():
                 return (await _create(connection, email, "Admin", stored, _ADMIN)).id
         verdict = await asyncio.to_thread(hashing.check, account.password_hash, normal)
-        stored = "" if verdict.right else await asyncio.to_thread(hashing.hash, normal)
+        form = "" if verdict.right else await asyncio.to_thread(hashing.hash, normal)
         roles = tuple(sorted({*account.user.roles, *_ADMIN}))
-        if stored or not account.user.admitted or roles != account.user.roles:
+        if form or not account.user.admitted or roles != account.user.roles:
             async with _ledger(connection) as ledger:
                 await service.change_user(
                     ledger,
@@ -242,12 +244,13 @@ async def ensure_admin(pool: Pool, settings: Settings, email: str, password: str
                     lives=settings.sessions,
                     actor=ACTOR,
                 )
-                if stored:
+                if form:
+                    stored = Stored(form, policy.at_least(settings.auth, normal))
                     await _set_password(ledger, account.user.id, stored)
         return account.user.id
 
 
-async def _create(connection: Connection, email: str, display_name: str, stored: str, roles: Sequence[str]) -> User:
+async def _create(connection: Connection, email: str, display_name: str, stored: Stored, roles: Sequence[str]) -> User:
     id = accounts.new_id()
     await store.create_subject(connection, id, roles)
     made = await accounts.insert(connection, id, email, display_name, stored)
@@ -265,7 +268,9 @@ async def _change(user: str, reason: str, common: Common, *, ban: float | None =
             id = await _id(connection, user)
             if ban is not None:
                 change["banned_until"] = await store.database_now(connection) + ban if ban else service.NO_BAN
-            await service.change_user(ledger, id, reason=reason, lives=settings.sessions, actor=ACTOR, **change)
+            await service.change_user(
+                ledger, id, reason=reason, lives=settings.sessions, rules=settings.auth, actor=ACTOR, **change
+            )
         changed = await accounts.find(connection, id)
     assert changed is not None  # noqa: S101 - it was changed just now
     show(_shown(changed), as_json=common.json)
@@ -276,7 +281,7 @@ def _check_reason(reason: str) -> None:
         raise Usage("--reason has 1 to 64 characters")
 
 
-async def _set_password(ledger: service.Ledger, id: str, stored: str) -> int:
+async def _set_password(ledger: service.Ledger, id: str, stored: Stored) -> int:
     connection = ledger.connection
     await store.subject(connection, id, lock=True)
     ended = await service.end_logins(ledger, id, await store.database_now(connection))
@@ -288,14 +293,24 @@ async def _set_password(ledger: service.Ledger, id: str, stored: str) -> int:
     return ended
 
 
-async def _new_password(settings: Settings, from_stdin: bool) -> tuple[str, str]:
+def _length(settings: Settings, roles: Sequence[str]) -> int:
+    """Of a new password of who has these roles and no second factor."""
+    auth = settings.auth
+    rights = scopes.of_roles(auth.roles, roles)
+    return max(auth.password_min_length, auth.admin_password_min_length) if rights else auth.password_min_length
+
+
+async def _new_password(settings: Settings, from_stdin: bool, length: int) -> tuple[str, Stored]:
     """A password and its stored form."""
     password = sys.stdin.readline().rstrip("\r\n") if from_stdin else secrets.token_urlsafe(18)
+    passwords = Passwords(settings.auth)
     try:
-        normal = policy.acceptable("password", password, settings.auth.password_min_length)
+        normal = policy.acceptable("password", password, length)
+        return password, await passwords.make("password", normal)
     except Problem as problem:
         raise Failure(f"the password: {problem.details.errors[0].message}") from None
-    return password, await asyncio.to_thread(hasher(settings.auth).hash, normal)
+    finally:
+        passwords.close()
 
 
 async def _account(connection: Connection, user: str) -> Account:

@@ -3,7 +3,7 @@
 A password is taken apart into as few pieces as it can be: a common word (leet spelling too), a word of its context (the
 owner's address and name, this service), a run (`1234`, `abcd`, `qwerty`, `aaaa`), a year, and single characters. FEW
 pieces are few guesses, however many characters they are. Whole phrases pass: their words are not on the list. What
-lists of breached passwords hold beyond that is not known here.
+lists of breached passwords hold beyond that `breached` knows.
 """
 
 import re
@@ -85,17 +85,26 @@ def _repeats(text: str) -> bool:
 
 def _pieces(text: str, words: frozenset[str]) -> int:
     """The least number of pieces that make `text`."""
+    return len(pieces(text, words))
+
+
+def pieces(text: str, words: frozenset[str] = _WORDS) -> list[int]:
+    """The lengths of the pieces that make `text`, last first; as few as can be."""
     plain, lengths = text.translate(_LEET), sorted({len(word) for word in words})
-    least = list(range(len(text) + 1))
+    least, before = list(range(len(text) + 1)), [end - 1 for end in range(len(text) + 1)]
     for start in range(len(text)):
         cost = least[start] + 1
         ends = [start + 1, *_runs(text, start)]
         ends += [start + n for n in lengths if plain[start : start + n] in words or text[start : start + n] in words]
         ends += [start + 4] if _YEAR.match(text, start) else []
         for end in ends:
-            if end <= len(text):
-                least[end] = min(least[end], cost)
-    return least[-1]
+            if end <= len(text) and cost < least[end]:
+                least[end], before[end] = cost, start
+    sizes, end = [], len(text)
+    while end > 0:
+        sizes.append(end - before[end])
+        end = before[end]
+    return sizes
 
 
 def _runs(text: str, start: int) -> Iterable[int]:

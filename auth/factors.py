@@ -15,7 +15,7 @@ from auth import freshness, letters, passkeys, totp, users
 from auth.freshness import Freshness, State
 from auth.passkeys import Passkey, Passkeys
 from auth.passwords import Passwords, bounded
-from auth.service import Client, Ledger, require_within
+from auth.service import Client, Ledger, require_guarded, require_within
 from auth.throttle import Attempt, Throttle
 from auth.totp import Begun, Codes
 from auth.users import Account
@@ -303,6 +303,9 @@ class Factors:
         left = await freshness.state(writing.connection, asker.id, asker.sid)
         if left is not None and left.on:
             return
+        account = await users.by_id(writing.connection, asker.id)
+        if account is not None:
+            require_guarded(self._settings, account, account.user.roles, second_factor=False)
         await totp.forget_recovery(writing.connection, asker.id)
         await store.step_down(writing.connection, asker.id, now=self._sessions.now())
         writing.append(Entry(kind=Kind.RIGHTS, subject=asker.id, reason="factor_removed"))

@@ -15,8 +15,8 @@ from auth import letters, one_time, passkeys, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.letters import Order, Token
-from auth.passwords import Passwords
-from auth.service import Client, end_logins, guest_of, registrable, take_over
+from auth.passwords import Passwords, Stored
+from auth.service import Client, end_logins, guest_of, min_length, registrable, take_over
 from auth.throttle import Throttle
 from auth.users import Account
 from config.database import Connection, Pool
@@ -81,12 +81,12 @@ class Mailboxes:
         self._require_mail()
         normal = registrable(self._settings, email, password, display_name)
         await self._throttle.make("register", client.address, self._settings.register_per_address_per_hour)
-        stored = await self._passwords.hash(normal)
+        stored = await self._passwords.make("password", normal)
         with translated():
             guest = await guest_of(self._pool, client)
         id, by = uuid4().hex, guest and guest.user
         async with transaction(self._pool) as connection:
-            await connection.execute(_REGISTER, id, email, users.email_key(email), display_name, stored, by)
+            await connection.execute(_REGISTER, id, email, users.email_key(email), display_name, stored.form, by)
             await self._enqueue(connection, Asked("register", email, self._language(client), id))
         self._jobs.wake()
 
@@ -189,9 +189,8 @@ class Mailboxes:
                 else:
                     await take_over(writing, guest)
                     writing.append(Entry(kind=model.Kind.SESSION, sid=guest.sid, code=model.REPLACED))
-                made = await users.insert(
-                    connection, id, record["email"], record["display_name"], record["password_hash"]
-                )
+                kept = Stored(record["password_hash"], self._passwords.at_least(normal))
+                made = await users.insert(connection, id, record["email"], record["display_name"], kept)
                 if made is None:
                     raise Problem("email_taken")
                 await users.verified(connection, id)
@@ -212,7 +211,7 @@ class Mailboxes:
             known = await one_time.peek(self._pool, "reset_password", token)
         if known is None:
             raise _no_longer("token")  # before a hash is spent on it
-        stored = await self._passwords.hash(normal)
+        stored = await self._passwords.make("new_password", normal)
         with translated():
             async with self._revocations.writing(actor=f"user:{known.subject}") as writing:
                 connection = writing.connection
@@ -222,7 +221,7 @@ class Mailboxes:
                 if subject is None or account is None or not account.user.admitted or redeemed.detail != _as(account):
                     raise _no_longer("token")
                 context = (account.user.email, account.user.display_name)
-                policy.acceptable("new_password", new, self._passwords.min_length, context)
+                policy.acceptable("new_password", new, min_length(self._settings, account), context)
                 id = account.user.id
                 ended = await end_logins(writing, id, self._revocations.database_now())
                 await store.bump_credential_version(connection, id)

@@ -27,11 +27,13 @@ from typing import Any, NamedTuple, TypeVar
 import bcrypt
 import structlog
 
+from auth.breached import Breached
 from auth.common_passwords import too_common
 from config.http import Problem, invalid
 from config.settings import Auth
 
 MAX_BYTES = 1024
+STOLEN = "not one that was stolen somewhere: it stands on a list"
 _ALPHABET = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # The cost is bounded here too: a damaged row must not occupy a thread for days.
 _FORM = re.compile(r"[0-9a-f]{8}\$2b\$(?:0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}")
@@ -60,6 +62,18 @@ def acceptable(field: str, password: str, min_length: int, context: Iterable[str
     if why := too_common(normal, context):
         raise invalid(field, why)
     return normal
+
+
+class Stored(NamedTuple):
+    """A password as it is kept. `at_least`: so many characters long, as far as is kept (`at_least`)."""
+
+    form: str
+    at_least: int = 0
+
+
+def at_least(settings: Auth, password: str) -> int:
+    """What is kept of the length of a password in NFC: whether it is as long as it would have to be for an admin."""
+    return settings.admin_password_min_length if len(password) >= settings.admin_password_min_length else 0
 
 
 class Verdict(NamedTuple):
@@ -180,11 +194,28 @@ class Passwords:
     def __init__(self, settings: Auth) -> None:
         self.min_length = settings.password_min_length
         self.pool = HashPool(settings.hash_threads, settings.hash_queue)
-        self._hasher = hasher(settings)
+        self._settings, self._hasher, self._breached = settings, hasher(settings), Breached(settings.breached_passwords)
 
     async def hash(self, password: str) -> str:
-        """The stored form of a password that `acceptable` gave back."""
+        """The stored form of a password that is somebody's already."""
         return await self.pool.run(self._hasher.hash, password)
+
+    async def make(self, field: str, password: str) -> Stored:
+        """A *new* password that `acceptable` gave back; 422 for `field` where it is known to have been stolen."""
+        return Stored(await self.pool.run(self._make, field, password), at_least(self._settings, password))
+
+    def _make(self, field: str, password: str) -> str:
+        if password in self._breached:
+            raise invalid(field, STOLEN)
+        return self._hasher.hash(password)
+
+    async def stolen(self, password: str) -> bool:
+        """Whether it stands on the list of stolen ones. No hash is spent."""
+        return await asyncio.to_thread(self._breached.__contains__, password)
+
+    def at_least(self, password: str) -> int:
+        """What a login tells of the length of a password that was right."""
+        return at_least(self._settings, password)
 
     async def check(self, stored: str | None, password: str) -> Verdict:
         """One job, whoever it is: the caller asks for nobody (None) just the same."""
@@ -196,6 +227,7 @@ class Passwords:
 
     def close(self) -> None:
         self.pool.close()
+        self._breached.close()
 
 
 def hasher(settings: Auth) -> Hasher:

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from auth import letters, passkeys, users
+from auth import passwords as policy
 from auth.admin import OperatorRoutes
 from auth.api_keys import ApiKeys
 from auth.challenges import GOOD_FOR, Challenges
@@ -34,10 +35,11 @@ from auth.passkeys import Passkeys
 from auth.passwords import Passwords
 from auth.person_routes import PersonRoutes
 from auth.service import NO_BAN, Client, Held, LoggedIn, Users, registrable
+from auth.strength import Strength, strength
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from auth.totp import Codes
-from auth.users import User
+from auth.users import MAX_EMAIL, MAX_NAME, User
 from auth.webauthn_json import Assertion, RequestOptions
 from config import paging
 from config.clock import Clock
@@ -49,6 +51,7 @@ from config.http import (
     Paging,
     Problem,
     Route,
+    address_prefix,
     invalid,
     mount,
     plain,
@@ -75,6 +78,9 @@ from sessions.webhooks import Webhooks
 Mode = Literal["cookie", "token"]
 
 LAST_DAY = 253402214400.0  # 9999-12-31: no time zone moves it into a year that cannot be written
+
+STRENGTH_PER_HOUR = 600
+"""Passwords that an address may ask about: a page asks after each pause in typing."""
 
 JWKS_FOR = 60  # s that a reader of the key set may keep it; a new key is published for longer before it signs
 
@@ -157,6 +163,21 @@ class ChangeMe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     display_name: Text | None = None
     avatar_url: Text | None = None
+
+
+class NewPasswordIdea(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`email` and `display_name`: of whose password it would be."""
+
+    password: Text
+    email: Text = ""
+    display_name: Text = ""
+
+
+class StrengthView(msgspec.Struct, frozen=True):
+    """`why` a weak one would be refused; "" for others."""
+
+    strength: Strength
+    why: str
 
 
 class ChangeUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -427,6 +448,16 @@ class AccountRoutes:
                 tag="accounts",
             ),
             Route(
+                "POST",
+                "/auth/password/strength",
+                self.password_strength,
+                "How strong a new password would be, in a word",
+                body=NewPasswordIdea,
+                result=StrengthView,
+                errors=("too_many_attempts",),
+                tag="accounts",
+            ),
+            Route(
                 "GET",
                 "/admin/users",
                 self.everyone,
@@ -606,6 +637,20 @@ class AccountRoutes:
     async def change_password(self, call: Call[ChangePassword, Nothing]) -> None:
         client, body, who = who_asks(call), call.body, call.who
         await self._people.change_password(who.id, who.sid or "", body.current_password, body.new_password, client)
+
+    async def password_strength(self, call: Call[NewPasswordIdea, Nothing]) -> StrengthView:
+        body = call.body
+        await self._throttle.some("strength asked by", address_prefix(call.address), STRENGTH_PER_HOUR)
+        if len(body.email) > MAX_EMAIL or len(body.display_name) > MAX_NAME:
+            raise invalid("email", "as a registration takes it")
+        try:
+            context, shortest = (body.email, body.display_name), self._settings.auth.password_min_length
+            normal = policy.acceptable("password", body.password, shortest, context)
+        except Problem as problem:
+            return StrengthView("weak", problem.details.errors[0].message)
+        if await self._people.stolen(normal):
+            return StrengthView("weak", policy.STOLEN)
+        return StrengthView(strength(normal), "")
 
     # -- for admins
 

@@ -18,7 +18,7 @@ from auth.challenges import TRIES, Challenge, ChallengeOver, Challenges
 from auth.devices import DeviceCookies
 from auth.freshness import Freshness
 from auth.passkeys import Passkeys, Used
-from auth.passwords import Passwords
+from auth.passwords import Passwords, Stored
 from auth.throttle import Throttle
 from auth.totp import Codes
 from auth.users import Account, User
@@ -147,7 +147,7 @@ class Users:
             if await users.by_email(self._pool, key) is not None:
                 raise Problem("email_taken")
             guest = await guest_of(self._pool, client)
-        stored = await self._passwords.hash(normal)
+        stored = await self._passwords.make("password", normal)
         id = users.new_id() if guest is None else guest.user
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
@@ -213,7 +213,13 @@ class Users:
                 raise Problem("second_factor_required", challenge=challenge, factors=account.factors)
             await attempt.succeeded()
             return await self._enter(
-                account, rehash, mode, client, known=attempt.known, known_by=client.known_by if trusted else ""
+                account,
+                rehash,
+                mode,
+                client,
+                known=attempt.known,
+                known_by=client.known_by if trusted else "",
+                at_least=self._passwords.at_least(normal),
             )
 
     async def finish_login(
@@ -309,9 +315,10 @@ class Users:
         known: bool,
         known_by: str = "",
         take: Take | None = None,
+        at_least: int | None = None,
     ) -> LoggedIn:
         """Every factor was shown but the second, which is taken with the login or not at all. `known_by`: what the
-        device goes on being known by."""
+        device goes on being known by. `at_least`: what the password told of its length, where it was shown."""
         user, aal = account.user, 1
         try:
             with translated():
@@ -324,7 +331,7 @@ class Users:
                         await take(writing.connection)
                         aal = 2
                     opened = await self._open(writing, user.id, account.credential_version, mode, client, aal=aal)
-                    await users.logged_in(writing.connection, user.id, rehash)
+                    await users.logged_in(writing.connection, user.id, rehash, at_least)
                     if not known and user.last_login_at is not None:
                         device = {"device": device_name(client.device), "address": place(client.address)}
                         await self._tell(writing.connection, "new_device", user, client, device)
@@ -374,6 +381,10 @@ class Users:
 
     # -- a new password
 
+    async def stolen(self, password: str) -> bool:
+        """Whether a password in NFC stands on the list of stolen ones."""
+        return await self._passwords.stolen(password)
+
     async def change_password(self, id: str, sid: str, current: str, new: str, client: Client) -> None:
         """Another password; every other session of the user ends with it, this one stays.
 
@@ -387,20 +398,20 @@ class Users:
             raise Problem("forbidden", "this account's password is kept elsewhere")
         await self._freshness.require(id, sid)
         context = (account.user.email, account.user.display_name)
-        normal = policy.acceptable("new_password", new, self._passwords.min_length, context)
+        normal = policy.acceptable("new_password", new, min_length(self._settings, account), context)
         async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
             verdict = await self._passwords.check(account.password_hash, old)
             if not verdict.right:
                 self._count_failure(account)
                 raise Problem("invalid_credentials")
             await attempt.succeeded()
-        stored = await self._passwords.hash(normal)
+        stored = await self._passwords.make("new_password", normal)
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
                 await self._replace_password(writing, account, sid, stored, client)
 
     async def _replace_password(
-        self, writing: Writing, account: Account, sid: str, stored: str, client: Client
+        self, writing: Writing, account: Account, sid: str, stored: Stored, client: Client
     ) -> None:
         """Lock order: subject, sessions, users. The version is demanded as it was verified (2a)."""
         connection, id = writing.connection, account.user.id
@@ -505,6 +516,7 @@ class Users:
                     banned_until=banned_until,
                     reason=reason,
                     lives=self._sessions.policy,
+                    rules=self._settings,
                     actor=actor,
                     sid=sid,
                     address=address,
@@ -586,6 +598,23 @@ def require_display_name(text: str) -> None:
         raise invalid("display_name", f"at most {users.MAX_NAME} printable characters")
 
 
+def min_length(settings: Auth, account: Account) -> int:
+    """Of a new password of this account: longer for who has rights over others and no second factor."""
+    if account.second_factor or not granting.of_roles(settings.roles, account.user.roles):
+        return settings.password_min_length
+    return max(settings.password_min_length, settings.admin_password_min_length)
+
+
+def require_guarded(settings: Auth, account: Account, roles: Iterable[str], *, second_factor: bool) -> None:
+    """Problem forbidden where an account with these roles would have rights over others by a short password alone, or
+    by one whose length nobody has seen yet."""
+    if second_factor or not granting.of_roles(settings.roles, roles):
+        return
+    if account.password_at_least < settings.admin_password_min_length:
+        wanted = f"a password of {settings.admin_password_min_length} characters that was set or used since"
+        raise Problem("forbidden", f"rights over others need a second factor, or {wanted}")
+
+
 def registrable(settings: Auth, email: str, password: str, display_name: str) -> str:
     """What every new account is held to; the password as it is hashed. Problems: forbidden, invalid."""
     if not settings.registration:
@@ -619,6 +648,7 @@ async def change_user(
     banned_until: float | None = None,
     reason: str,
     lives: Policy,
+    rules: Auth | None = None,
     actor: str,
     sid: str = "",
     address: str = "",
@@ -627,6 +657,7 @@ async def change_user(
     """What `Users.change` does, in the caller's transaction. What is so already changes nothing. `banned_until` is
     database time; a ban that is over, or NO_BAN, is none. `beyond`: the roles that may more than the actor.
 
+    Rights over others are given to who has a second factor or a long password (`rules`: None does not ask).
     Roles with a shorter life make the user's sessions end sooner (`lives`), roles with a longer one none of them later.
 
     `sid`: the session that acts, whose user is the `actor`; it must be live in this transaction (7e). Both users are
@@ -640,6 +671,10 @@ async def change_user(
     if before is None:
         raise Problem("not_found")
     require_within({*before.roles, *(roles or ())}, beyond)
+    if roles is not None and rules is not None and not granting.of_roles(rules.roles, before.roles):
+        account = await users.by_id(connection, id)
+        if account is not None:
+            require_guarded(rules, account, roles, second_factor=account.second_factor)
     after = await store.change_subject(
         connection, id, active=None if disabled is None else not disabled, roles=roles, banned_until=banned_until
     )

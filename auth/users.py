@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 
+from auth.passwords import Stored
 from config import paging
 from config.database import Connection, Pool
 from config.paging import Cursor
@@ -58,7 +59,8 @@ class User(msgspec.Struct, frozen=True):
 
 class Account(NamedTuple):
     """What a login is checked against. `factors`: "totp", "passkey", where they are on; `state` is another text when
-    the password or any of these is another, and when all sessions were ended."""
+    the password or any of these is another, and when all sessions were ended. `password_at_least`: as
+    `passwords.Stored` has it, 0 where it is not known."""
 
     user: User
     email_key: str
@@ -66,6 +68,7 @@ class Account(NamedTuple):
     credential_version: int
     factors: tuple[str, ...] = ()
     state: str = ""
+    password_at_least: int = 0
 
     @property
     def second_factor(self) -> bool:
@@ -151,6 +154,7 @@ def _account(record: Any) -> Account | None:
         record["credential_version"],
         tuple(record["factors"]),
         record["state_of_factors"],
+        record["password_at_least"],
     )
 
 
@@ -165,7 +169,7 @@ async def by_id(connection: Executor, id: str) -> Account | None:
 
 
 _ACCOUNT = f"""
-select {_USER}, u.email_key, u.password_hash, s.credential_version, array_remove(array[
+select {_USER}, u.email_key, u.password_hash, u.password_at_least, s.credential_version, array_remove(array[
         case when exists (select from totp t where t.subject = u.id and t.confirmed_at is not null) then 'totp' end,
         case when exists (select from passkeys p where p.subject = u.id) then 'passkey' end
     ], null) as factors, s.credential_version || ' ' || s.revoked_below || ' ' || (
@@ -197,26 +201,28 @@ from subjects s left join users u on u.id = s.id where s.id = any($1::text[]) an
 """  # noqa: S608 - constants of this module
 
 
-async def insert(connection: Connection, id: str, email: str, display_name: str, password_hash: str) -> float | None:
+async def insert(connection: Connection, id: str, email: str, display_name: str, password: Stored) -> float | None:
     """A new row for the subject `id`; when it was made, None when the address, or the subject, has an account."""
-    made: float | None = await connection.fetchval(_INSERT, id, email, email_key(email), display_name, password_hash)
+    made: float | None = await connection.fetchval(_INSERT, id, email, email_key(email), display_name, *password)
     return made
 
 
 _INSERT = """
-insert into users (id, email, email_key, display_name, password_hash) values ($1, $2, $3, $4, $5)
+insert into users (id, email, email_key, display_name, password_hash, password_at_least)
+values ($1, $2, $3, $4, $5, $6)
 on conflict do nothing returning extract(epoch from created_at)::float8
 """
 
 
-async def logged_in(connection: Connection, id: str, rehash: str | None) -> None:
-    """A right password: its counter begins anew, unless it is full, and `rehash` replaces an old form."""
-    await connection.execute(_LOGGED_IN, id, rehash, TOO_MANY_FAILURES)
+async def logged_in(connection: Connection, id: str, rehash: str | None, at_least: int | None = None) -> None:
+    """A right password: its counter begins anew, unless it is full, `rehash` replaces an old form, and what is kept of
+    its length is `at_least` from now on (None: it was not seen)."""
+    await connection.execute(_LOGGED_IN, id, rehash, TOO_MANY_FAILURES, at_least)
 
 
 _LOGGED_IN = """
 update users set failures = case when failures < $3 then 0 else failures end, last_login_at = clock_timestamp(),
-    password_hash = coalesce($2, password_hash)
+    password_hash = coalesce($2, password_hash), password_at_least = coalesce($4, password_at_least)
 where id = $1
 """
 
@@ -226,13 +232,14 @@ async def rehash(connection: Executor, id: str, old: str | None, new: str) -> No
     await connection.execute("update users set password_hash = $3 where id = $1 and password_hash = $2", id, old, new)
 
 
-async def set_password(connection: Connection, id: str, password_hash: str) -> None:
+async def set_password(connection: Connection, id: str, password: Stored) -> None:
     """A new password; raising the credential version is the caller's, in the same transaction."""
-    await connection.execute(_SET_HASH, id, password_hash)
+    await connection.execute(_SET_HASH, id, *password)
 
 
 _SET_HASH = """
-update users set password_hash = $2, password_changed_at = clock_timestamp(), failures = 0 where id = $1
+update users set password_hash = $2, password_at_least = $3, password_changed_at = clock_timestamp(), failures = 0
+where id = $1
 """
 
 

@@ -449,6 +449,8 @@ class Auth(Section):
     pepper: Secret = Secret("")
     previous_peppers: list[Secret] = []
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
+    admin_password_min_length: Annotated[int, Field(ge=8, le=128)] = 15
+    breached_passwords: str = ""
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
     trust_device_for: Annotated[Seconds, Field(le=180 * 86400.0)] = 0.0

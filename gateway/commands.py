@@ -59,6 +59,7 @@ def dev(
     """Run everything for development: a real PostgreSQL and a real Valkey, the gateway, a demo page, an admin."""
     settings = load(str(config) if config else None, os.environ, dev=True)
     _templates_right(settings)
+    _list_readable(settings)
     if port is not None and not 0 <= port <= 65535:
         raise SettingsError([Mistake("--port", str(port), "must be a whole number from 0 to 65535")])
     if external:
@@ -78,6 +79,7 @@ def serve(
     """Run the gateway in production: PostgreSQL, Redis and everything else from the settings."""
     settings = load(str(config) if config else None, os.environ)
     _templates_right(settings)
+    _list_readable(settings)
     chosen = tuple(dict.fromkeys(role.strip() for role in roles.split(",")))
     unknown = [role for role in chosen if role not in ROLES]
     if unknown:
@@ -303,6 +305,14 @@ def _templates_right(settings: Settings) -> None:
 
         if mistakes := letters.check(settings.mail):
             raise SettingsError([Mistake("mail.templates", "", mistake) for mistake in dict.fromkeys(mistakes)])
+
+
+def _list_readable(settings: Settings) -> None:
+    """The list of stolen passwords, where there is to be one."""
+    if settings.auth.breached_passwords:
+        from auth.breached import Breached
+
+        Breached(settings.auth.breached_passwords).close()
 
 
 async def _not_restored(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from auth import users
+from auth.passwords import Stored
 from config.http import Problem
 from config.settings import Settings, with_values
 from sessions import store
@@ -481,7 +482,7 @@ async def test_two_processes_that_counted_failures_of_the_same_accounts_waited_f
     async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
         for id in (second, first):
             await store.create_subject(one, id)
-            await users.insert(one, id, f"{id}@example.org", "", "")
+            await users.insert(one, id, f"{id}@example.org", "", Stored(""))
         async with one.transaction():
             await one.execute("select from users where id = $1 for update", first)
             counting = asyncio.create_task(users.add_failures(two, {second: 1, first: 1}))

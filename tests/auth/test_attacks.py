@@ -291,8 +291,8 @@ async def test_sec_12_no_route_takes_a_password_unlimited(
             for route in house.server.app[ROUTES]
             if route.body is not None and {"password", "current_password"} & set(route.body.__struct_fields__)
         }
-        # A new account's password is nobody's guess.
-        assert taking - {"/auth/register", "/auth/verify-email"} == set(bodies)
+        # A new account's password is nobody's guess, nor is one that somebody only thinks of.
+        assert taking - {"/auth/register", "/auth/verify-email", "/auth/password/strength"} == set(bodies)
         for path, body in bodies.items():
             cookie = secret_of(await house.login(mode="cookie"))  # a device of its own
             method = "DELETE" if path == "/auth/me" else "POST"
