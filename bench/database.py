@@ -125,7 +125,10 @@ class Queries:
         self.hashes: list[bytes] = []
 
     async def look(self) -> None:
-        rows = await self.c.fetch("SELECT sid, subject, secret_hash FROM sessions TABLESAMPLE SYSTEM (0.1) LIMIT 5000")
+        part = min(100.0, 1_000_000 / (PER_USER * self.count))
+        rows = await self.c.fetch(
+            "SELECT sid, subject, secret_hash FROM sessions TABLESAMPLE SYSTEM ($1::float8) LIMIT 5000", part
+        )
         self.people = [row["subject"] for row in rows]
         self.sids = [row["sid"] for row in rows]
         self.hashes = [row["secret_hash"] for row in rows if row["secret_hash"] is not None]
