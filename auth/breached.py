@@ -30,11 +30,11 @@ class Breached:
                 self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 self._size = os.fstat(self._file).st_size
             except OSError as error:
-                raise Failure(f"auth.breached_passwords: {error.strerror}: {path}") from None
+                raise Failure(f"{error.strerror}: {path}") from None
             first, last = self._line(0), self._line(max(0, self._size - _LONGEST))
             if first is None or last is None or first[1] > last[1]:
                 self.close()
-                raise Failure(f"auth.breached_passwords: no sorted lines of SHA1:count in {path}")
+                raise Failure(f"no sorted lines of SHA1:count in {path}")
 
     def close(self) -> None:
         if self._file >= 0:

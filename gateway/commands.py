@@ -312,7 +312,10 @@ def _list_readable(settings: Settings) -> None:
     if settings.auth.breached_passwords:
         from auth.breached import Breached
 
-        Breached(settings.auth.breached_passwords).close()
+        try:
+            Breached(settings.auth.breached_passwords).close()
+        except Failure as error:
+            raise SettingsError([Mistake("auth.breached_passwords", "", str(error))]) from None
 
 
 async def _not_restored(settings: Settings) -> None:

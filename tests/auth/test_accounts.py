@@ -421,14 +421,14 @@ async def test_a_login_that_verified_the_old_password_opens_nothing_after_the_ch
 async def test_a_session_that_ends_meanwhile_changes_no_password(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """7e: the mutation asks the session's row in its own transaction."""
     made = (await house.register()).json
-    original = house.accounts.passwords.hash
+    original = house.accounts.passwords.make
 
-    async def revoked_meanwhile(password: str) -> str:
+    async def revoked_meanwhile(field: str, password: str) -> Stored:
         async with house.revocations.writing() as writing:
             writing.append(Entry(kind=Kind.SESSION, sid=made["session"]["sid"], reason="stolen"))
-        return await original(password)
+        return await original(field, password)
 
-    monkeypatch.setattr(house.accounts.passwords, "hash", revoked_meanwhile)
+    monkeypatch.setattr(house.accounts.passwords, "make", revoked_meanwhile)
     answer = await change(house, PASSWORD, "another correct horse", token=made["access_token"])
     assert (answer.status, answer.code) == (401, "session_ended")
     assert (await house.login()).status == 200
