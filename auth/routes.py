@@ -1,83 +1,52 @@
-"""Accounts over HTTP, in the shapes of interface.md; and `Accounts`, which puts this room together for a process.
+"""One's own account over HTTP: becoming someone, by every way in, and what they may know and change of themselves.
 
-What a deed does stands in `service`, who may ask in `identity`. A person's own sessions, and everyone's, are served by
-`sessions.routes`, revocations by `sessions.admin`; they are mounted here because they need the same parts.
+What a deed does stands in `service`, who may ask in `identity`. Factors, letters, data and deletion have routes of
+their own beside this, and so has what admins do (`user_routes`).
 """
 
 import contextlib
 import secrets
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
-from auth import letters, passkeys, users
+from auth import passkeys
 from auth import passwords as policy
-from auth.admin import OperatorRoutes
-from auth.api_keys import ApiKeys
-from auth.challenges import GOOD_FOR, Challenges
-from auth.devices import KNOWN_FOR, DeviceCookies
-from auth.erasure import Erasure
-from auth.external import ExternalTokens
-from auth.factor_routes import FactorRoutes, MaybeCode
-from auth.factors import Factors
-from auth.freshness import Freshness
-from auth.humans import Humans
-from auth.identity import READING, Identity
-from auth.impersonation import SCOPE, Impersonation
-from auth.key_routes import KeyRoutes
-from auth.keys import Keys, key_sealer
+from auth.challenges import GOOD_FOR
+from auth.devices import KNOWN_FOR
+from auth.factor_routes import MaybeCode
+from auth.identity import READING
+from auth.keys import Keys
 from auth.mailbox import Mailboxes
-from auth.mailbox_routes import MailboxRoutes, Text, who_asks
-from auth.passkeys import Passkeys
-from auth.passwords import Passwords
-from auth.person_routes import PersonRoutes
-from auth.service import NO_BAN, Client, Held, LoggedIn, Users, registrable
+from auth.mailbox_routes import Text, who_asks
+from auth.service import Client, Held, LoggedIn, Users, registrable
 from auth.strength import Strength, strength
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
-from auth.totp import Codes
 from auth.users import MAX_EMAIL, MAX_NAME, User
 from auth.webauthn_json import Assertion, RequestOptions
-from config import paging
-from config.clock import Clock
-from config.database import Pool
 from config.http import (
     IDENTIFY,
     Call,
     Nothing,
-    Paging,
     Problem,
     Route,
     address_prefix,
     invalid,
-    mount,
-    plain,
     reply,
     require_same_origin,
     rfc3339,
 )
-from config.jobs import Jobs
-from config.redis import Pipe
 from config.settings import Settings
-from sessions import chain, cookies
-from sessions.admin import Registry, RevocationRoutes
-from sessions.cookies import CookieStorage
+from sessions import cookies
 from sessions.errors import SessionEnded
-from sessions.jobs import JobRoutes
 from sessions.model import Reading
 from sessions.refresh import client_binding
-from sessions.revocations import Receipt, Revocations
-from sessions.routes import ListAnonymous, SessionRoutes, SessionView, nobody, view
+from sessions.routes import SessionView, view
 from sessions.service import Sessions
-from sessions.webhook_routes import WebhookRoutes, sealer
-from sessions.webhooks import Webhooks
 
 Mode = Literal["cookie", "token"]
-
-LAST_DAY = 253402214400.0  # 9999-12-31: no time zone moves it into a year that cannot be written
 
 STRENGTH_PER_HOUR = 600
 """Passwords that an address may ask about: a page asks after each pause in typing."""
@@ -180,29 +149,6 @@ class StrengthView(msgspec.Struct, frozen=True):
     why: str
 
 
-class ChangeUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is left out stays. `reason` is kept in the audit. `banned_until` is a time to come, or null: no ban."""
-
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    disabled: bool | None = None
-    roles: Annotated[list[Annotated[str, msgspec.Meta(max_length=32)]], msgspec.Meta(max_length=16)] | None = None
-    banned_until: Annotated[datetime, msgspec.Meta(tz=True)] | msgspec.UnsetType | None = msgspec.UNSET
-
-
-class Impersonate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`reason` is kept in the audit."""
-
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-
-
-class UserFilter(Paging, frozen=True, forbid_unknown_fields=True):
-    """`email`: how the address begins."""
-
-    email: str = ""
-    role: str = ""
-    disabled: bool | None = None
-
-
 class UserView(msgspec.Struct, frozen=True):
     """A user as they see themselves. A guest's `email` and `display_name` are empty; `avatar_url` is there where there
     is one."""
@@ -213,27 +159,6 @@ class UserView(msgspec.Struct, frozen=True):
     roles: list[str]
     created_at: str
     avatar_url: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class AnyUser(msgspec.Struct, frozen=True):
-    """A user as admins see them. `failures`: wrong passwords since the last right one. `banned_until` is null without a
-    ban."""
-
-    id: str
-    email: str
-    display_name: str
-    roles: list[str]
-    created_at: str
-    disabled: bool
-    failures: int
-    last_login_at: str | None
-    banned_until: str | None
-    avatar_url: str
-
-
-class AnyUsers(msgspec.Struct, frozen=True):
-    items: list[AnyUser]
-    next: str
 
 
 class LoggedInView(msgspec.Struct, frozen=True):
@@ -269,13 +194,6 @@ class Me(msgspec.Struct, frozen=True):
     impersonated_by: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class UserChanged(msgspec.Struct, frozen=True):
-    """`revocation` is null when nothing changed that a session is held to."""
-
-    user: AnyUser
-    revocation: Receipt | None
-
-
 class AccountRoutes:
     """The handlers, over what they need."""
 
@@ -286,12 +204,10 @@ class AccountRoutes:
         sessions: Sessions,
         tokens: AccessTokens,
         keys: Keys,
-        impersonation: Impersonation,
         throttle: Throttle,
         settings: Settings,
     ) -> None:
         self._people, self._mailboxes, self._settings, self._throttle = people, mailboxes, settings, throttle
-        self._impersonation = impersonation
         self._sessions, self._tokens, self._keys = sessions, tokens, keys
 
     def routes(self) -> list[Route]:
@@ -459,43 +375,6 @@ class AccountRoutes:
             ),
             Route(
                 "GET",
-                "/admin/users",
-                self.everyone,
-                "Accounts, oldest first",
-                query=UserFilter,
-                result=AnyUsers,
-                export=AnyUser,
-                access="admin",
-                scope="users:read",
-                tag="admin",
-            ),
-            Route(
-                "PATCH",
-                "/admin/users/{id}",
-                self.change_user,
-                "Disable, enable or ban a user, or give other roles",
-                body=ChangeUser,
-                result=UserChanged,
-                access="admin",
-                scope="users:write",
-                errors=("not_found", "outcome_unknown"),
-                tag="admin",
-            ),
-            Route(
-                "POST",
-                "/admin/users/{id}/impersonation",
-                self.impersonate,
-                "A session in which I act for a user for a while; it is marked, ends with mine, changes no account",
-                body=Impersonate,
-                result=LoggedInView,
-                status=201,
-                access="admin",
-                scope=SCOPE,
-                errors=("not_found", "step_up_required", "outcome_unknown"),
-                tag="admin",
-            ),
-            Route(
-                "GET",
                 "/.well-known/jwks.json",
                 self.jwks,
                 "The public keys of the access tokens",
@@ -518,13 +397,13 @@ class AccountRoutes:
             await self._mailboxes.register(body.email, body.password, body.display_name, client)
             return reply(Nothing(), status=202)
         done = await self._people.register(body.email, body.password, body.display_name, body.mode, client)
-        return await self._logged_in(call, done)
+        return await logged_in(call, done, self._tokens)
 
     async def log_in(self, call: Call[LogIn, Nothing]) -> LoggedInView:
         body = call.body
         client = (await self._who_logs_in(call, body.mode, body.remember))._replace(proof=body.proof)
         done = await self._people.log_in(body.email, body.password, body.mode, client)
-        return await self._logged_in(call, done)
+        return await logged_in(call, done, self._tokens)
 
     async def finish_login(self, call: Call[FinishLogIn, Nothing]) -> LoggedInView:
         body = call.body
@@ -533,7 +412,7 @@ class AccountRoutes:
         client = await self._who_logs_in(call, body.mode, body.remember)
         client = client._replace(proof=body.proof, trust=body.trust_device)
         done = await self._people.finish_login(body.challenge, body.code, body.passkey, body.mode, client)
-        return await self._logged_in(call, done)
+        return await logged_in(call, done, self._tokens)
 
     async def factor_options(self, call: Call[FactorOptions, Nothing]) -> RequestOptions:
         return await self._people.passkey_to_finish(call.body.challenge, who_asks(call))
@@ -555,9 +434,8 @@ class AccountRoutes:
         client = (await self._who_logs_in(call, body.mode, body.remember))._replace(proof=body.proof)
         cookie = body.mode == "cookie"
         about = passkeys.login_of(cookies.ceremony(call.request)) if cookie else passkeys.login_from(call.address)
-        return await self._logged_in(
-            call, await self._people.log_in_by_passkey(body.credential, about, body.mode, client)
-        )
+        done = await self._people.log_in_by_passkey(body.credential, about, body.mode, client)
+        return await logged_in(call, done, self._tokens)
 
     async def _who_logs_in(self, call: Call[Any, Any], mode: Mode, remember: bool) -> Client:
         client = (await self._client(call, mode))._replace(remember=remember)
@@ -568,7 +446,7 @@ class AccountRoutes:
 
     async def let_in(self, call: Call[Guest, Nothing]) -> LoggedInView:
         client = await self._client(call, call.body.mode)
-        return await self._logged_in(call, await self._people.let_in(call.body.mode, client))
+        return await logged_in(call, await self._people.let_in(call.body.mode, client), self._tokens)
 
     async def _client(self, call: Call[Any, Any], mode: Mode) -> Client:
         """A login that sets a cookie must come from our pages, and replaces the session of the cookie before."""
@@ -586,16 +464,6 @@ class AccountRoutes:
         except SessionEnded:
             held = None
         return Client(call.address, agent, before.session.sid, known_by, held, language)
-
-    async def _logged_in(self, call: Call[Any, Any], done: LoggedIn) -> LoggedInView:
-        reading = done.opened.reading
-        user, session = user_view(done.user), view(reading.session)
-        if reading.session.kind == "cookie":
-            known_by = done.known_by if reading.session.remembered else ""
-            await cookies.start(call.request, done.opened, (known_by, KNOWN_FOR) if known_by else None)
-            return LoggedInView(user, session)
-        token, expires_in = self._tokens.make(reading)
-        return LoggedInView(user, session, token, "Bearer", expires_in, done.opened.refresh_token)
 
     async def token(self, call: Call[Nothing, Nothing]) -> AccessToken:
         if call.who.via != "cookie":
@@ -652,50 +520,22 @@ class AccountRoutes:
             return StrengthView("weak", policy.STOLEN)
         return StrengthView(strength(normal), "")
 
-    # -- for admins
-
-    async def everyone(self, call: Call[None, UserFilter]) -> AnyUsers:
-        query = call.query
-        active = None if query.disabled is None else not query.disabled
-        by = users.Filter(
-            users.email_key(plain("email", query.email)) or None, plain("role", query.role) or None, active
-        )
-        items, cursor = await self._people.page(by, limit=query.limit, after=paging.asked(query.after))
-        return AnyUsers([any_user(user) for user in items], paging.write(cursor))
-
-    async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:
-        body, who = call.body, call.who
-        user, receipt = await self._people.change(
-            plain("id", call.path("id")),
-            disabled=body.disabled,
-            roles=body.roles,
-            banned_until=self._until(body.banned_until),
-            reason=body.reason,
-            actor=who.name,
-            scopes=who.scopes,
-            sid=who.sid or "",
-            address=call.address,
-        )
-        return UserChanged(any_user(user), receipt)
-
-    async def impersonate(self, call: Call[Impersonate, Nothing]) -> LoggedInView:
-        id = plain("id", call.path("id"))
-        return await self._logged_in(
-            call, await self._impersonation.begin(id, call.body.reason, call.who, who_asks(call))
-        )
-
-    def _until(self, wanted: datetime | msgspec.UnsetType | None) -> float | None:
-        if not isinstance(wanted, datetime):
-            return NO_BAN if wanted is None else None
-        until = wanted.timestamp()
-        if not self._sessions.now() < until < LAST_DAY:
-            raise invalid("banned_until", "a time to come; null lifts a ban")
-        return until
-
     # -- for everyone
 
     async def jwks(self, _call: Call[None, Nothing]) -> web.StreamResponse:
         return reply(self._keys.jwks(), headers={"Cache-Control": f"public, max-age={JWKS_FOR}"})
+
+
+async def logged_in(call: Call[Any, Any], done: LoggedIn, tokens: AccessTokens) -> LoggedInView:
+    """The answer to who just got a session, and its cookie where that is how it is kept."""
+    reading = done.opened.reading
+    user, session = user_view(done.user), view(reading.session)
+    if reading.session.kind == "cookie":
+        known_by = done.known_by if reading.session.remembered else ""
+        await cookies.start(call.request, done.opened, (known_by, KNOWN_FOR) if known_by else None)
+        return LoggedInView(user, session)
+    token, expires_in = tokens.make(reading)
+    return LoggedInView(user, session, token, "Bearer", expires_in, done.opened.refresh_token)
 
 
 async def _bearer(request: web.Request) -> Held | None:
@@ -717,149 +557,3 @@ def user_view(user: User) -> UserView:
         rfc3339(user.created_at),
         user.avatar_url or msgspec.UNSET,
     )
-
-
-def any_user(user: User) -> AnyUser:
-    return AnyUser(
-        user.id,
-        user.email,
-        user.display_name,
-        list(user.roles),
-        rfc3339(user.created_at),
-        not user.active,
-        user.failures,
-        None if user.last_login_at is None else rfc3339(user.last_login_at),
-        None if user.banned_until is None else rfc3339(user.banned_until),
-        user.avatar_url,
-    )
-
-
-class Accounts:
-    """This room in one process: its parts, joined.
-
-    `registry` counts live connections, for lists and dry runs; `anonymous` lists those that are nobody's; `secure`: the
-    site is served over TLS. `identity` judges credentials (`config.http`'s IDENTIFY), `cookies` is the storage for
-    aiohttp-session.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        pool: Pool,
-        revocations: Revocations,
-        sessions: Sessions,
-        pipe: Pipe,
-        *,
-        clock: Clock,
-        registry: Registry,
-        anonymous: ListAnonymous = nobody,
-        secure: bool,
-    ) -> None:
-        now = revocations.database_now
-        secret = settings.sessions.secret_key.get_secret_value()
-        self._sessions = SessionRoutes(sessions, pool, registry.connections, anonymous)
-        self.keys = Keys(pool, key_sealer(settings.sessions), settings.auth.access_token_algorithm, clock=clock)
-        self.tokens = AccessTokens(self.keys, settings.auth, now=now)
-        self.external = ExternalTokens(settings.client, now=now, clock=clock)
-        self._revocations = RevocationRoutes(
-            revocations, pool, registry, secret=secret, foreign=self.external.could_name
-        )
-        roles = settings.auth.roles
-        self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), roles=roles, clock=clock)
-        self._operators = OperatorRoutes(pool, settings)
-        self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
-        self.passwords = Passwords(settings.auth)
-        self._humans = Humans(settings.auth.challenge)
-        throttle = Throttle(
-            pipe,
-            prefix=settings.redis.prefix,
-            secret=secret.encode(),
-            clock=clock,
-            allow=settings.auth.rate_limit_allow,
-            humans=self._humans,
-            per_hour=settings.auth.challenge.after,
-        )
-        today, *previous = settings.sessions.secrets
-        devices = DeviceCookies(today, previous, now=now)
-        mail = settings.mail
-        codes, freshness = Codes(settings.sessions, product=mail.product), Freshness(pool, settings.auth, now=now)
-        challenges = Challenges(settings.sessions, now=now)
-        keys = Passkeys(pool, settings.relying_party, settings.sessions, challenges, product=mail.product)
-        self.people = Users(
-            pool,
-            revocations,
-            sessions,
-            self.passwords,
-            throttle,
-            devices,
-            challenges,
-            codes,
-            keys,
-            freshness,
-            settings.auth,
-            mail,
-        )
-        factors = Factors(
-            pool, revocations, sessions, self.passwords, throttle, codes, keys, freshness, settings.auth, mail
-        )
-        self._factors = FactorRoutes(factors, self.tokens)
-        self.identity = Identity(
-            sessions,
-            revocations,
-            keys=self.keys,
-            tokens=self.tokens,
-            external=self.external,
-            api_keys=self.api_keys,
-            idle=settings.sessions.idle,
-            roles=roles,
-            second_factor_roles=settings.auth.second_factor_roles,
-        )
-        self.jobs = Jobs(pool, node=revocations.node)
-        self._jobs = JobRoutes(pool, self.jobs, revocations)
-        self._chain = chain.Chain(pool, self.jobs, chain.sealer(settings.sessions))
-        sealed_by = sealer(settings.sessions)
-        self.webhooks = Webhooks(pool, self.jobs, sealed_by, settings.webhooks, clock=clock)
-        self._webhooks = WebhookRoutes(pool, self.jobs, self.webhooks, sealed_by, revocations)
-        if mail.on:
-            self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
-        mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, freshness, self.jobs, settings.auth, mail)
-        self._mailboxes = MailboxRoutes(mailboxes)
-        erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs)
-        self._persons = PersonRoutes(pool, revocations, erasure, throttle, freshness, settings.auth)
-        acting = Impersonation(pool, revocations, sessions, freshness, settings.auth)
-        self._accounts = AccountRoutes(
-            self.people, mailboxes, sessions, self.tokens, self.keys, acting, throttle, settings
-        )
-        self.cookies = CookieStorage(sessions, secure=secure)
-
-    async def start(self) -> None:
-        """After sessions. Raises KeysUnreadable when the signing keys are sealed with an unknown secret."""
-        await self.keys.start()
-        await self.people.start()
-        await self._chain.start()
-        self.jobs.start()
-
-    async def close(self) -> None:
-        await self.jobs.close()
-        await self._chain.close()
-        await self.webhooks.close()
-        await self._humans.close()
-        await self.people.close()
-        await self.api_keys.close()
-        await self.keys.close()
-        self.passwords.close()
-
-    def mount(self, app: web.Application) -> None:
-        """Serve what is about accounts, sessions and revocations."""
-        mount(app, self._factors.routes())
-        mount(app, self._persons.routes())
-        for room in (self._accounts, self._mailboxes, self._sessions, self._revocations, self._jobs, self._webhooks):
-            mount(app, room.routes())
-        mount(app, [*self._keys.routes(), *self._operators.routes()])
-
-    def figures(self) -> Mapping[str, float]:
-        """For the metrics."""
-        jobs, chained = self.jobs.figures(), self._chain.figures()
-        failures = self.people.failures + self.api_keys.failures
-        failures += int(jobs["background_failures"] + chained["background_failures"])
-        return {**jobs, **chained, **self.passwords.figures(), "background_failures": failures}

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from auth.routes import Accounts
+from auth.accounts import Accounts
 from config import scopes
 from config.clock import SystemClock
 from config.database import connect, open_pool

@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from auth import keys as signing
+from auth.accounts import Accounts
 from auth.keys import Keys, key_sealer
-from auth.routes import Accounts
 from config.clock import FakeClock, SystemClock
 from config.http import CURRENT, IDENTIFY, ORIGINS, TRUSTED, problems, trusted_networks
 from config.redis import Pipe
