@@ -75,9 +75,12 @@ class Erasure:
     async def delete(
         self, id: str, *, reason: str, actor: str, sid: str, address: str, beyond: Collection[str]
     ) -> Receipt:
-        """An admin deletes a user. Problems: not_found, forbidden (oneself, or one with a role of `beyond`)."""
+        """An admin deletes a user. Problems: not_found, step_up_required, forbidden (oneself, or one with a role of
+        `beyond`)."""
         if sid and actor == f"user:{id}":
             raise Problem("forbidden", "delete yourself by DELETE /auth/me")
+        if sid:
+            await self._freshness.require(actor.removeprefix("user:"), sid)
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
                 await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])

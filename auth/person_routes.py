@@ -102,7 +102,7 @@ class PersonRoutes:
                 result=Deleted,
                 access="admin",
                 scope="users:write",
-                errors=("not_found", "outcome_unknown"),
+                errors=("not_found", "step_up_required", "outcome_unknown"),
                 tag="admin",
             ),
         ]

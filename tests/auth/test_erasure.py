@@ -179,6 +179,17 @@ async def test_with_a_second_factor_a_deletion_wants_a_fresh_one(house: House) -
     assert (await house.call("DELETE", "/auth/me", body, token=on.json["access_token"])).status == 200
 
 
+async def test_an_admin_with_a_second_factor_deletes_nobody_without_a_fresh_one(house: House) -> None:
+    admin, user = await house.admin(), (await house.register()).json["user"]["id"]
+    secret = (await house.call("POST", "/auth/totp", {}, token=admin)).json["secret"]
+    on = await house.call("POST", "/auth/totp/confirm", {"code": pyotp.TOTP(secret).now()}, token=admin)
+    token = on.json["access_token"]
+    await house.pool.execute("update sessions set auth_time = auth_time - interval '1 hour'")
+    assert (await deleted(house, token, user)).code == "step_up_required"
+    await house.pool.execute("update sessions set auth_time = clock_timestamp()")
+    assert (await deleted(house, token, user)).status == 200
+
+
 async def test_who_may_delete_whom(house: House, settings: Settings) -> None:
     admin, user = await house.admin(), (await house.register()).json
     me = (await house.call("GET", "/auth/me", token=admin)).json["user"]["id"]
