@@ -53,7 +53,7 @@ def _listed(record: Any) -> ListedReceipt:
         record["closed"],
         record["nodes"],
         rfc3339(record["at_us"] / 1e6),
-        record["elapsed_ms"],
+        None if record["elapsed_ms"] is None else round(record["elapsed_ms"], 3),
     )
 
 

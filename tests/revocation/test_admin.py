@@ -104,6 +104,7 @@ async def test_receipts_are_listed_newest_first_page_by_page_and_exported(api: A
     assert [item["target"] for item in seen] == ["all", "user:u2", "session:s1"]
     assert {item["actor"] for item in seen} == {"user:u0"}
     first = seen[-1]
+    assert first["elapsed_ms"] == (await api.get(first["id"]))[1]["elapsed_ms"] == round(first["elapsed_ms"], 3)
     assert (first["state"], first["by"], first["connections_closed"], first["nodes"]) == ("confirmed", "acks", 2, 2)
     assert {item["reason"] for item in seen} == {"test"}
     exported = await api.client.get("/admin/revocations", headers={"X-Who": "admin", "Accept": "text/csv"})
