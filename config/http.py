@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 PROBLEMS: Mapping[str, tuple[int, str]] = {
     "malformed": (400, "The request could not be read"),
     "unauthenticated": (401, "Log in first"),
-    "invalid_credentials": (401, "E-mail or password is wrong"),
+    "invalid_credentials": (401, "E-mail, password or code is wrong"),
     "token_expired": (401, "The token has expired"),
     "session_ended": (401, "The session has ended"),
     "second_factor_required": (401, "A second factor is needed"),

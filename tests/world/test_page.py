@@ -183,7 +183,7 @@ async def test_a_wrong_password_says_so_and_keeps_the_form(one_worker: World, pe
     page = await people.page(one_worker)
     await fill_in(door(page), "nobody@example.org", "not the password")
     await page.get_by_role("button", name="Continue").click()
-    await expect(page.get_by_role("alert").filter(has_text="E-mail or password is wrong")).to_be_visible()
+    await expect(page.get_by_role("alert").filter(has_text="E-mail, password or code is wrong")).to_be_visible()
     assert await door(page).get_by_label("E-mail").input_value() == "nobody@example.org"
 
 
@@ -452,7 +452,9 @@ async def test_an_app_is_turned_on_by_its_code_and_off_again(one_worker: World, 
     await expect(door(page).get_by_role("button", name="Use a passkey")).to_be_hidden()
     await page.keyboard.type("000000")
     await page.keyboard.press("Enter")
-    await expect(door(page).get_by_role("alert").filter(has_text="this code is not good")).to_be_visible()
+    await expect(
+        door(page).get_by_role("alert").filter(has_text="password or code is wrong: this code is not good")
+    ).to_be_visible()
     await door(page).get_by_label("Code of your app, or a recovery code").fill(app.generate_otp(step + 1))
     await page.keyboard.press("Enter")
     await expect(page.get_by_text("connected", exact=True)).to_be_visible()
