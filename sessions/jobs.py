@@ -96,6 +96,11 @@ async def _changed(connection: Connection, action: audit.Action, job: queue.Foun
 Change = Callable[[Connection, str, Deed], Awaitable[bool]]
 
 
+def _absent(change: Change) -> str:
+    stays = ", or it is one that comes again by itself: those stay" if change is drop else ""
+    return f"there is no such job{stays}"
+
+
 class JobRoutes:
     """The handlers. `jobs` is woken when there is something to do again."""
 
@@ -164,7 +169,7 @@ class JobRoutes:
         with translated():
             async with self._revocations.acting(deed.actor, deed.sid) as writing:
                 if not await change(writing.connection, id, deed):
-                    raise Problem("not_found")
+                    raise Problem("not_found", _absent(change))
 
 
 def _id(call: Call[Any, Any]) -> str:
@@ -223,5 +228,5 @@ async def _from_the_command(id: str, change: Any, done: str, common: Common) -> 
         raise Usage(f"{id!r} is no job's id") from None
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         if not await change(connection, wanted, Deed("cli")):
-            raise Failure(f"there is no job {id!r}")
+            raise Failure(f"{id!r}: {_absent(change)}")
     show({"id": wanted, "state": done}, as_json=common.json)

@@ -161,11 +161,13 @@ async def test_the_command_lists_retries_and_drops(
     settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shared, "settings_for", lambda common: settings)
+    told: list[str] = []
 
     async def run(*arguments: str) -> tuple[int, Any]:
         with capture_logs():
             code = await asyncio.to_thread(shared.main, app, arguments)
-        out = capsys.readouterr().out
+        out, err = capsys.readouterr()
+        told.append(err)
         return code, json.loads(out) if out.startswith(("{", "[")) else out
 
     await put(pool, "test.later", 1, 2, delay=600)
@@ -179,6 +181,11 @@ async def test_the_command_lists_retries_and_drops(
     assert (await run("drop", dead["id"]))[0] == 0
     assert (await run("drop", dead["id"]))[0] == 1
     assert (await run("drop", "x"))[0] == 2
+    recurring = await pool.fetchval(
+        "INSERT INTO jobs (kind, key, payload) VALUES ('test.again', 'k', '1') RETURNING id"
+    )
+    assert await run("drop", str(recurring)) == (1, "")
+    assert "comes again by itself" in told[-1]
     code, text = await run("list")
     assert code == 0
     assert "test.later" in text
