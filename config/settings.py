@@ -644,7 +644,7 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     yield (
         "auth.verify_email",
         mute,
-        "needs mail.smtp_host and mail.verify_email_link, or set it to false",
+        "false does without letters; true needs mail.smtp_host and mail.verify_email_link",
     )
     yield "mail.sender", bool(s.mail.smtp_host) and not s.mail.sender, "is needed to send mail"
     clear_password = s.mail.smtp_tls == "none" and bool(s.mail.smtp_password.get_secret_value())

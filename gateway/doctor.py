@@ -262,7 +262,8 @@ class Examination:
             return Check("lease", "fail", "no process renews it", "Is this the gateway's database?")
         worst = max(alive.values())
         margin = self.promise.lease - worst
-        found = f"{margin:.2f} s of {self.promise.lease:g} s left at worst, {len(alive)} processes"
+        processes = "1 process" if len(alive) == 1 else f"{len(alive)} processes"
+        found = f"{margin:.2f} s of {self.promise.lease:g} s left at worst, {processes}"
         if margin <= 0:
             return Check("lease", "fail", found, "A process was frozen: runbook `frozen`.")
         if margin < self.promise.lease * 0.4:
