@@ -30,12 +30,15 @@ async def ban(house: House, admin: str, id: str, until: str | None, **more: Any)
 
 
 async def over(house: House, id: str) -> None:
-    """Wait until the ban that ends soon has ended."""
-    await house.pool.execute(
-        "update subjects set banned_until = clock_timestamp() + interval '50 ms' where id = $1", id
+    """Wait until the ban that ends soon has ended, by the database's clock and as the process holds that."""
+    until = await house.pool.fetchval(
+        "update subjects set banned_until = clock_timestamp() + interval '50 ms' where id = $1"
+        " returning extract(epoch from banned_until)::float8",
+        id,
     )
+    sql = "select extract(epoch from clock_timestamp())::float8"
     async with asyncio.timeout(10):
-        while await house.pool.fetchval("select banned_until > clock_timestamp() from subjects where id = $1", id):
+        while min(await house.pool.fetchval(sql), house.revocations.database_now()) <= until:
             pass
 
 
