@@ -10,6 +10,7 @@ variable counts as unset. The value of a secret is never part of a message.
 import copy
 import difflib
 import json
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,6 +137,10 @@ def load(path: str | None, environ: Mapping[str, str], *, dev: bool = False) -> 
     return settings
 
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+"""The user and password in a URL."""
+
+
 def seen(settings: Settings) -> Iterator[tuple[str, Any, str]]:
     """Each option with its value, as JSON can hold it and people may see it, and where that came from."""
     for path, option in options().items():
@@ -155,6 +160,8 @@ def _masked(value: Any) -> Any:
         return [_masked(item) for item in value]
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return _CREDENTIALS.sub("***@", value)
     return value
 
 

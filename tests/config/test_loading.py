@@ -402,6 +402,9 @@ def test_settings_are_seen_with_where_they_came_from_and_without_secrets(tmp_pat
         [[client.issuers]]
         name = "shop"
         hmac_secret_key = "{SECRET}"
+        [[client.issuers]]
+        name = "keys"
+        jwks_public_endpoint = "https://reader:{SECRET}@keys.example/jwks.json"
         """
     )
     environ = {**SAFE, "WARDGATE_CLIENT_ALLOWED_ORIGINS": '["https://b.example"]', "WARDGATE_MAIL": '{"product": "X"}'}
@@ -417,6 +420,7 @@ def test_settings_are_seen_with_where_they_came_from_and_without_secrets(tmp_pat
     assert seen["http_server.port"] == (1, "run.py dev")
     issuers: Any = seen["client.issuers"]
     assert (issuers[0][0]["name"], issuers[0][0]["hmac_secret_key"], issuers[1]) == ("shop", "***", str(file))
+    assert issuers[0][1]["jwks_public_endpoint"] == "https://***@keys.example/jwks.json"
     assert SECRET not in json.dumps(seen)
     assert set(seen) == {path for path, option in loading.options().items() if not (option.table or option.item)}
 
