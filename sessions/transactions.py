@@ -7,7 +7,7 @@ server reports as a warning beside its success. What follows a commit runs in th
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -80,7 +80,7 @@ async def _roll_back(connection: Connection, begun: Any) -> None:
     try:
         await begun.rollback()
     except Exception:
-        connection.terminate()  # whatever it held goes with it
+        _drop(connection)  # whatever it held goes with it
 
 
 async def _commit(connection: Connection, begun: Any, then: Callable[[], None]) -> None:
@@ -100,7 +100,7 @@ async def _commit(connection: Connection, begun: Any, then: Callable[[], None]) 
     except Exception as error:
         _unknown(connection, error)
     finally:
-        if not connection.is_closed():
+        with suppress(asyncpg.InterfaceError):  # as in _drop
             connection.remove_log_listener(note)
     if warnings:
         _unknown(connection, warnings[0])
@@ -108,6 +108,11 @@ async def _commit(connection: Connection, begun: Any, then: Callable[[], None]) 
 
 
 def _unknown(connection: Connection, cause: Any) -> None:
-    connection.terminate()
+    _drop(connection)
     log.error("outcome_unknown", cause=str(cause))
     raise OutcomeUnknown from (cause if isinstance(cause, BaseException) else None)
+
+
+def _drop(connection: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):  # one that broke has left the pool already, and says nothing else
+        connection.terminate()

@@ -9,16 +9,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from config.database import connect
 from config.http import Problem
 from config.servers import Postgres, Valkey
 from sessions.committer import Deed
+from sessions.errors import Unavailable
 from sessions.idempotency import key_of
 from sessions.model import ERA, Kind, Position
 from sessions.revocations import Again, Entry, Receipt
-from sessions.transactions import OutcomeUnknown
+from sessions.transactions import OutcomeUnknown, finish, transaction
 from tests.revocation.cluster import REAL, SHORT, Cluster, Process, ending, ending_user, until
 
 DEED = Deed("user:admin", "session.revoked", "test")
@@ -536,3 +539,67 @@ async def test_4c_a_row_that_was_put_back_into_its_old_place_does_not_hide_that_
     second.connecting = True
     await until(lambda: second.revocations.position == first.revocations.position)
     await until(second.revocations.fresh)
+
+
+# -- the end of one transaction
+
+
+async def insert_while_commit_does(what: str, pool: asyncpg.Pool) -> bool:
+    """Insert a subject in a transaction whose COMMIT does `what`; whether its consequences were drawn."""
+    await pool.execute(
+        f"CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {what}; RETURN NULL; END $$;"
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON subjects DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION at_commit()"
+    )
+    done: list[bool] = []
+    async with transaction(pool, lambda: done.append(True)) as connection:
+        await connection.execute("INSERT INTO subjects (id) VALUES ('u1')")
+    return bool(done)
+
+
+@pytest.mark.parametrize(
+    "what", ["RAISE EXCEPTION 'broken' USING ERRCODE = 'XX000'", "PERFORM pg_terminate_backend(pg_backend_pid())"]
+)
+async def test_6d_a_commit_that_broke_was_said_not_to_have_happened(pool: asyncpg.Pool, what: str) -> None:
+    with pytest.raises(OutcomeUnknown):
+        await insert_while_commit_does(what, pool)
+    assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_6d_a_commit_that_the_server_refused_is_not_unknown_and_a_notice_is_nothing(pool: asyncpg.Pool) -> None:
+    with pytest.raises(Unavailable):
+        await insert_while_commit_does("RAISE EXCEPTION 'again' USING ERRCODE = '40001'", pool)
+    await pool.execute("DROP FUNCTION at_commit CASCADE")
+    assert await insert_while_commit_does("RAISE NOTICE 'all is well'", pool)
+    assert await pool.fetchval("SELECT count(*) FROM subjects") == 1
+
+
+async def test_work_that_fails_behind_a_cancelled_caller_is_told_in_the_log() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await go.wait()
+        raise ValueError("too late")
+
+    with capture_logs() as logged:
+        caller = asyncio.create_task(finish(work()))
+        await begun.wait()
+        caller.cancel()
+        await asyncio.sleep(0)
+        assert not caller.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    assert [(entry["event"], entry["error"]) for entry in logged] == [
+        ("failed_while_cancelled", "ValueError('too late')")
+    ]
+
+
+async def test_work_that_was_cancelled_itself_is_not_waited_for() -> None:
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    caller = asyncio.create_task(finish(work))
+    await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.memory import Again, Memory, Place, kills, last_present
+from config.clock import FakeClock
+from sessions.applier import Applier
+from sessions.memory import ERAS, Again, Memory, Place, kills, last_present
 from sessions.model import ERA, Kind, Position, Row
 
 E1 = "e1" * 16
@@ -251,3 +253,43 @@ def test_1b_a_session_that_changed_is_read_again_and_nobody_else_is() -> None:
     assert m.judge("a", "u", ERA, at(ERA)) is Again.RIGHTS
     assert m.judge("a", "u", ERA, at(ERA + 1)) is None
     assert m.judge("b", "u", ERA, at(ERA)) is None
+
+
+def test_1c_the_ids_of_eras_far_below_the_floor_are_forgotten() -> None:
+    m = memory()
+    eras = [Row((n + 2) * ERA, f"{n:032x}", E1 if n == 0 else f"{n - 1:032x}", Kind.ERA, 0) for n in range(20)]
+    for r in eras:
+        m.remember(r, 0.0)
+        m.advance(r, 0.0, by_lease=True)
+    m.prune(901.0)
+    assert m.floor == Place(eras[-1].seq, eras[-1].id)
+    assert len(m._eras) == ERAS + 1
+
+
+def applier(m: Memory | None = None) -> tuple[Applier, FakeClock]:
+    clock = FakeClock()
+    made = Applier(clock, clock.wall)
+    made.memory = memory() if m is None else m
+    return made, clock
+
+
+def test_a_count_that_grew_while_it_was_reported_stays_due_and_is_forgotten_only_when_it_is_old() -> None:
+    a, clock = applier()
+    a.take(row(ERA + 1, sid="a", receipt="r"))
+    due = a.unreported()
+    a.take(row(ERA + 2, sid="b", receipt="r"))
+    a.reported(due)
+    clock.advance(3600.0)
+    a.prune()
+    assert [id for id, _, _ in a.unreported()] == ["r"]
+    a.reported(a.unreported())
+    a.prune()
+    assert (a.unreported(), a.tally("r")) == ([], None)
+
+
+def test_4a_a_row_of_the_lease_that_does_not_follow_is_told_and_not_passed() -> None:
+    a, _ = applier()
+    assert a.take_all([row(ERA + 2, sid="b"), row(ERA + 3, sid="c")]) == 1
+    assert a.blocked == f"row {ERA + 2:x} does not follow {ERA:x}"
+    assert a.memory is not None
+    assert a.memory.applied == HEAD

@@ -9,12 +9,14 @@ import asyncpg
 import msgspec
 import pytest
 
+from config.clock import SystemClock
 from config.database import connect
 from config.http import Problem
 from sessions import log, registration
-from sessions.committer import MOST, Deed, Order
-from sessions.errors import SessionEnded
+from sessions.committer import MOST, Committer, Deed, Order
+from sessions.errors import SessionEnded, Unavailable
 from sessions.hints import Hint
+from sessions.log import Written
 from sessions.memory import Again, Place
 from sessions.model import DISABLED, ERA, Kind, Position, Row
 from sessions.ranges import Range
@@ -802,6 +804,116 @@ async def test_9b_without_a_lease_there_is_no_such_read(cluster: Cluster) -> Non
     with pytest.raises(Problem) as refused:
         await process.revocations.read_current(lambda connection: connection.fetchval("SELECT 1"))
     assert refused.value.code == "frozen"
+
+
+async def test_9b_a_read_that_fails_fails_for_its_caller_alone(cluster: Cluster) -> None:
+    await cluster.prepare(*REAL)
+    process = await cluster.start()
+    read, used = process.revocations.read_current, process.lease_connection
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await read(lambda connection: connection.fetchval("SELECT 1 / 0"))
+    assert await read(lambda connection: connection.fetchval("SELECT 1")) == 1
+    assert process.lease_connection is used
+    with pytest.raises(Problem) as refused:
+        await read(lambda connection: connection.execute("SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert refused.value.code == "unavailable"
+    assert await read(lambda connection: connection.fetchval("SELECT 1")) == 1
+    assert process.lease_connection is not used
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_9b_readers_that_were_cancelled_hold_up_nobody(cluster: Cluster, fails: bool) -> None:
+    await cluster.prepare(*REAL)
+    process = await cluster.start()
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: Any) -> None:
+        began.set()
+        await go.wait()
+        if fails:
+            raise ValueError
+
+    async def quick(connection: Any) -> int:
+        return 1
+
+    reading, waiting, last = (asyncio.create_task(process.revocations.read_current(q)) for q in (slow, quick, quick))
+    await began.wait()
+    for task in (reading, waiting):
+        task.cancel()
+    go.set()
+    assert await last == 1
+    outcomes = await asyncio.gather(reading, waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+    assert process.revocations.fresh()
+
+
+async def test_9b_reads_that_take_long_leave_the_lease_its_time_and_go_on_after_the_next_renewal(
+    cluster: Cluster,
+) -> None:
+    process = await cluster.start()
+    length = process.revocations._renewal.patience / 2
+
+    async def slow(connection: Any) -> int:
+        await connection.execute("SELECT pg_sleep($1)", length)
+        return process.revocations._renewal.renewals
+
+    first, second = await asyncio.gather(*(process.revocations.read_current(slow) for _ in range(2)))
+    assert second > first
+
+
+async def test_before_the_log_was_read_nothing_is_judged_and_nothing_applied(
+    cluster: Cluster, pool: asyncpg.Pool
+) -> None:
+    settings = cluster.settings
+    process = Process(settings, settings.database, pool, "freeze", SystemClock())
+    revocations = process.revocations
+    row = Row(ERA + 1, "a" * 32, "b" * 32, Kind.SESSION, ERA + 1, sid="s1")
+    with pytest.raises(Unavailable):
+        _ = revocations.position
+    with pytest.raises(Unavailable):
+        revocations.judge("s1", "u1", ERA, Position(ERA, "b" * 32))
+    revocations._committed(Written([row]))
+    revocations._settle(row)
+    revocations._applier.prune()
+    assert process.hub.rows == []
+    assert not revocations.fresh()
+    await process.close()
+
+
+async def test_6c_a_cluster_of_another_protocol_version_freezes_and_says_why(cluster: Cluster) -> None:
+    process = await cluster.start()
+    before = (await head_of(cluster))["protocol_version"]
+    await cluster.sql("UPDATE revocation_head SET protocol_version = 99")
+    await until(lambda: process.revocations.why == "the cluster speaks protocol version 99")
+    assert not process.revocations.fresh()
+    await cluster.sql("UPDATE revocation_head SET protocol_version = $1", before)
+    await until(process.revocations.fresh)
+
+
+async def test_4b_a_log_without_a_head_grants_nothing(cluster: Cluster) -> None:
+    process = await cluster.start()
+    await cluster.sql("CREATE TABLE kept AS SELECT * FROM revocation_head")
+    await cluster.sql("DELETE FROM revocation_head")
+    await until(lambda: not process.revocations.fresh())
+    assert process.revocations.why == "lease: renewal failed (ConnectionError)"
+    await cluster.sql("INSERT INTO revocation_head SELECT * FROM kept")
+    await until(process.revocations.fresh)
+
+
+async def test_1e_more_orders_than_can_wait_are_refused_and_so_is_whoever_waits_at_the_end(
+    cluster: Cluster, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.committer.WAITING", 1)
+    committer = Committer(pool, lambda written: None, SystemClock().wall)
+    waiting = asyncio.create_task(committer.submit(Order(ending("s1"), DEED)))
+    await asyncio.sleep(0)
+    with pytest.raises(Problem) as busy:
+        await committer.submit(Order(ending("s2"), DEED))
+    assert busy.value.code == "busy"
+    committer.close()
+    with pytest.raises(Unavailable):
+        await waiting
+    assert len(await cluster.rows()) == 1
 
 
 async def test_10e_policy_serve_never_freezes_and_says_what_it_would_do(cluster: Cluster) -> None:

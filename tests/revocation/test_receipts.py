@@ -1,11 +1,20 @@
 """Receipts that cannot be confirmed do not pile up, and can be when that changes."""
 
 import asyncio
+from dataclasses import replace
+from uuid import uuid4
 
+import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from config.database import open_pool
 from sessions import receipts
-from tests.revocation.cluster import Cluster, ending, until
+from sessions.errors import Unavailable
+from sessions.hints import Acks, Count
+from sessions.model import ERA
+from sessions.revocations import Receipt
+from tests.revocation.cluster import Cluster, Process, ending, until
 
 
 async def test_receipts_that_a_silent_process_held_open_were_kept_for_ever(
@@ -118,3 +127,75 @@ async def test_a_count_that_a_node_wrote_itself_is_not_made_smaller(
     rows = await cluster.sql("SELECT node, connections_closed AS closed FROM receipt_nodes")
     assert receipt.state == "confirmed"
     assert {row["node"]: row["closed"] for row in rows} == {first.node: 2, second.node: 7}
+
+
+async def held_open(cluster: Cluster) -> tuple[Process, Receipt]:
+    """A process, and a receipt of its own that stays open: another one serves, and says nothing."""
+    first, serving = await cluster.start(), await cluster.start(policy="serve")
+    await cluster.session("s1")
+    serving.cut_lease()
+    serving.revocations._hints._on_rows = lambda node, rows: None
+    return first, await first.revocations.revoke(ending("s1"))
+
+
+async def test_4c_who_acknowledged_a_row_before_it_was_put_back_has_not_acknowledged_its_new_place(
+    cluster: Cluster,
+) -> None:
+    first, _ = await held_open(cluster)
+    held, [row] = first.revocations._receipts, first.hub.rows
+    acks = Acks("another", ((row.seq, row.id),), ())
+    held.heard(acks)
+    acked = held._by_row[row.id].acked
+    assert acked == {first.node: {row.id}, "another": {row.id}}
+    held.moved(row)
+    assert acked["another"] == {row.id}
+    held.moved(msgspec.structs.replace(row, seq=row.seq + ERA))
+    held.heard(acks)
+    assert acked == {first.node: set(), "another": set()}
+
+
+async def test_a_count_that_comes_late_makes_nothing_smaller_and_one_for_an_unknown_receipt_is_nothing(
+    cluster: Cluster,
+) -> None:
+    first, receipt = await held_open(cluster)
+    held = first.revocations._receipts
+    for id, closed in ((receipt.id, 3), (receipt.id, 1), ("f" * 32, 5)):
+        held.heard(Acks("another", (), (Count(id, closed, 0.0),)))
+    await cluster.sql("INSERT INTO receipt_nodes VALUES ($1, 'another', now(), 2)", receipt.id)
+    found = await held.read(receipt.id)
+    assert found is not None
+    assert {part.node: part.connections_closed for part in found.nodes} == {first.node: 0, "another": 3}
+    assert held.here("f" * 32) is None
+
+
+async def test_what_was_confirmed_waits_for_postgresql_and_is_bounded_meanwhile(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, receipt = await held_open(cluster)
+    held, gone = first.revocations._receipts, await open_pool(cluster.settings.database)
+    gone.terminate()
+    monkeypatch.setattr(held, "_pool", gone)
+    [open] = held._open.values()
+    for _ in range(10_003):
+        one = replace(open, id=uuid4().hex, by="acks")
+        held._unwritten[one.id] = one
+    with capture_logs() as logged:
+        await held._write()
+        await held._look()
+    assert {entry["event"] for entry in logged} == {"receipts_not_written", "census_failed"}
+    assert len(held._unwritten) == 10_000
+    assert receipt.id in held._open
+    held._unwritten.clear()
+
+
+async def test_a_receipt_is_shown_by_who_made_it_while_postgresql_is_away_and_by_nobody_else(cluster: Cluster) -> None:
+    first, receipt = await held_open(cluster)
+    with pytest.raises(Unavailable) as refused:
+        await first.revocations.confirmed(uuid4().hex, 0)
+    assert refused.value.details.detail == "the receipt is gone"
+    first.pool.terminate()
+    found = await first.revocations.receipt(receipt.id)
+    assert found is not None
+    assert (found.id, found.state) == (receipt.id, "committed")
+    with pytest.raises(Unavailable):
+        await first.revocations.receipt(uuid4().hex)
