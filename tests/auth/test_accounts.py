@@ -5,17 +5,22 @@ import base64
 import json
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
+import asyncpg
+import jwt
 import pytest
 
 from auth import users
 from auth.passwords import Stored
 from config.http import Problem
+from config.redis import Pipe
 from config.settings import Settings, with_values
 from sessions import store
 from sessions.model import Kind
-from sessions.revocations import Entry
+from sessions.revocations import Entry, Revocations
+from sessions.service import Sessions
 from tests.auth.conftest import ORIGIN, PASSWORD, Answer, House, build, secret_of, unix
 
 USER = {"id", "email", "display_name", "roles", "created_at"}
@@ -572,3 +577,28 @@ async def test_a_picture_is_an_address_over_https_and_nothing_else(house: House,
     token = (await house.register()).json["access_token"]
     answer = await house.call("PATCH", "/auth/me", {"avatar_url": url}, token=token)
     assert (answer.status, answer.json["errors"][0]["field"]) == (422, "avatar_url")
+
+
+async def test_who_has_no_account_here_is_told_that_it_is_kept_elsewhere(
+    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe, tmp_path: Path
+) -> None:
+    secret = "a-backend-secret-0123456789abcdef0123456789"
+    values = {"client.token.hmac_secret_key": secret, "mail.folder": str(tmp_path), "mail.sender": "a@example.org"}
+    async with build(with_values(settings, values), pool, revocations, sessions, pipe) as house:
+        now = int(revocations.database_now())
+        token = jwt.encode({"sub": "42", "sid": "s1", "iat": now, "exp": now + 600}, secret, "HS256")
+        email = {"new_email": "b@example.org", "current_password": PASSWORD}
+        for method, path, body in (
+            ("DELETE", "/auth/me", {"password": PASSWORD}),
+            ("PATCH", "/auth/me", {"display_name": "Al"}),
+            ("POST", "/auth/email", email),
+        ):
+            answer = await house.call(method, path, body, token=token)
+            assert (answer.status, answer.code) == (403, "forbidden"), answer.text
+            assert "elsewhere" in answer.json["detail"]
+        assert (await house.call("GET", "/auth/me", token=token)).status in (200, 404)
+
+
+async def test_a_longer_address_than_there_is_logs_nobody_in(house: House) -> None:
+    answer = await house.login("a" * 300 + "@example.org")
+    assert (answer.status, answer.json["errors"][0]["field"]) == (422, "email")

@@ -215,6 +215,10 @@ async def test_keys_of_a_service_account_from_the_command_line(run: Run) -> None
     assert (changed["name"], changed["scopes"], changed["expires_at"] is None) == ("nightly", ["audit"], False)
     _, changed, _ = await run("keys", "api", "change", made["id"], "--expires", "never", "--json")
     assert (changed["scopes"], changed["expires_at"]) == (["audit"], None)
+    _, changed, _ = await run("keys", "api", "change", made["id"], "--name", "weekly", "--json")
+    assert (changed["name"], changed["scopes"]) == ("weekly", ["audit"])
+    _, same, _ = await run("keys", "api", "change", made["id"], "--name", "weekly", "--json")
+    assert same == changed
     _, rotated, _ = await run("keys", "api", "rotate", made["id"], "--overlap", "10m", "--json")
     assert rotated["key"] != made["key"]
     assert rotated["previous_until"] is not None
@@ -223,6 +227,7 @@ async def test_keys_of_a_service_account_from_the_command_line(run: Run) -> None
     code, disabled, _ = await run("keys", "service-accounts", "disable", "billing", "--json")
     assert (code, disabled["disabled_at"] is None, disabled["keys"]) == (0, False, 1)
     assert (await run("keys", "service-accounts", "disable", "nobody"))[0] == 1
+    assert (await run("keys", "service-accounts", "disable", "billing", "--reason", ""))[0] == 2
     _, enabled, _ = await run("keys", "service-accounts", "enable", "billing", "--json")
     _, listed, _ = await run("keys", "service-accounts", "list", "--json")
     assert listed == {"items": [enabled], "next": ""}
@@ -270,6 +275,33 @@ async def test_tokens_from_the_command_line(run: Run, house: House, settings: Se
     for bad in (("connection", "42", "--ttl", "x"), ("connection", "42", "--info", "{")):
         assert (await run("token", *bad))[0] == 2
     assert (await run("token", "access", "nobody"))[0] == 1
+    await house.pool.execute("update subjects set state = 'disabled'")
+    code, _, err = await run("token", "access", "alice@example.org")
+    assert (code, "is disabled" in err) == (1, True)
+
+
+async def test_tokens_say_of_whom_and_for_whom_they_are_where_the_settings_do(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"client.token.issuer": "https://shop.example", "client.token.audience": "chat"}
+    monkeypatch.setattr(commands, "settings_for", lambda common: with_values(settings, named))
+    for arguments in (("connection", "42"), ("subscription", "42", "$room")):
+        code, out, _ = await run("token", *arguments)
+        said = jwt.decode(out.strip(), options={"verify_signature": False})
+        assert (code, said["iss"], said["aud"], "info" in said) == (0, "https://shop.example", "chat", False)
+
+
+async def test_rotating_after_another_algorithm_was_set_publishes_a_key_and_says_when_to_come_again(
+    run: Run, house: House, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = with_values(settings, {"auth.access_token_algorithm": "EdDSA"})
+    monkeypatch.setattr(shared, "settings_for", lambda common: other)
+    monkeypatch.setattr(commands, "settings_for", lambda common: other)
+    await house.pool.execute("update signing_keys set created_at = created_at - interval '1 hour'")
+    code, _, err = await run("keys", "rotate")
+    assert (code, "rotate again in" in err) == (1, True), err
+    found = await house.pool.fetch("select algorithm from signing_keys where state = 'next'")
+    assert [row["algorithm"] for row in found] == ["EdDSA"]
 
 
 async def test_no_token_without_a_secret(run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,3 +199,25 @@ async def test_who_may_delete_whom(house: House, settings: Settings) -> None:
     assert (await house.call("DELETE", f"/admin/users/{user['user']['id']}", {}, token=admin)).code == "invalid"
     assert (await deleted(house, admin, "u_nobody")).code == "not_found"
     assert await house.pool.fetchval("select count(*) from users") == 2
+
+
+async def test_a_person_who_came_with_a_cookie_loses_it_with_the_account(house: House) -> None:
+    cookie = secret_of(await house.register(mode="cookie"))
+    answer = await house.call("DELETE", "/auth/me", {"password": PASSWORD}, cookie=cookie)
+    assert (answer.status, answer.cookies["wardgate"].value) == (200, "")
+
+
+async def test_a_password_that_was_changed_while_it_was_checked_deletes_nobody(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = (await house.register()).json["access_token"]
+    original = house.accounts.passwords.check
+
+    async def changed_meanwhile(stored: str | None, password: str) -> Any:
+        await house.pool.execute("update subjects set credential_version = credential_version + 1")
+        return await original(stored, password)
+
+    monkeypatch.setattr(house.accounts.passwords, "check", changed_meanwhile)
+    answer = await house.call("DELETE", "/auth/me", {"password": PASSWORD}, token=token)
+    assert answer.status != 200
+    assert await house.pool.fetchval("select count(*) from users") == 1

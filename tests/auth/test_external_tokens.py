@@ -596,3 +596,24 @@ def test_subscription_tokens_may_have_keys_of_their_own() -> None:
     with pytest.raises(TokenInvalid):
         own.subscribe(hs({"sub": "42", "channel": "c"}))
     own.refused(hs({"sub": "42"}, secret="s" * 40))
+
+
+def test_a_key_that_is_called_by_an_algorithm_of_another_curve_or_kind_is_left_out() -> None:
+    keys = [
+        jwk(P256, kid="curve", alg="ES384"),
+        jwk(P256, kid="kind", alg="RS256"),
+        jwk(P256, kid="right", alg="ES256"),
+    ]
+    assert set(parse_set(json.dumps({"keys": keys}).encode())) == {"right"}
+
+
+async def test_a_set_that_is_old_is_fetched_again_and_nobody_waits_for_it() -> None:
+    issuer = Issuer(jwk(P256, kid="e"))
+    bench = with_set(issuer)
+    token = jwt.encode({"sub": "42"}, P256, "ES256", headers={"kid": "e"})
+    await connect(bench, token)
+    bench.external._remembered.clear()
+    bench.clock.advance(jwks.OLD + 1)
+    assert bench.connect(token).session.subject == "42"
+    await asyncio.sleep(0)
+    assert issuer.asked == 2

@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from jwt import decode
 
 from auth.erasure import forget
 from config.settings import Settings, with_values
+from sessions import log, store
+from sessions.log import Entry
+from sessions.model import Kind
 from tests.auth.conftest import PASSWORD, Answer, House
 
 
@@ -184,3 +188,34 @@ async def test_erasing_the_admin_takes_their_address_out_of_the_users_rows(house
     await forget(house.pool, root)
     assert await house.pool.fetchval(where, acting["session"]["sid"]) == 0
     assert await house.pool.fetchval("select count(*) from sessions where address = '198.51.100.9'") == 0
+
+
+async def test_disabling_two_at_once_ends_each_ones_and_a_user_who_is_disabled_again_ends_no_younger_one(
+    house: House,
+) -> None:
+    _, root, _, acting = await cast(house)
+    async with house.revocations.writing(actor="test") as writing:
+        for user in ("u_nobody", root):
+            writing.append(Entry(kind=Kind.USER, subject=user, reason="test"))
+    assert await over(house, acting["access_token"]) == "impersonation_ended"
+    admin = str((await house.login("root@example.org")).json["access_token"])
+    younger = (await begun(house, admin, acting["user"]["id"])).json
+    before = msgspec.structs.replace(Entry(kind=Kind.USER, subject=root, reason="test").draft(""), bound=1)
+    async with house.pool.acquire() as connection, connection.transaction():
+        await log.write(connection, [log.Group("", [before])])
+    assert (await house.call("GET", "/auth/me", token=younger["access_token"])).status == 200
+
+
+async def test_an_admin_whose_role_was_taken_a_moment_ago_begins_none(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, user = await house.admin(), (await house.register()).json["user"]["id"]
+    original = store.lock_subjects
+
+    async def taken_meanwhile(connection: Any, ids: Any) -> None:
+        await house.pool.execute("update subjects set roles = '{}'")
+        await original(connection, ids)
+
+    monkeypatch.setattr(store, "lock_subjects", taken_meanwhile)
+    answer = await begun(house, admin, user)
+    assert (answer.status, answer.json["detail"]) == (403, "needs the scope users:impersonate")

@@ -106,6 +106,7 @@ async def test_what_a_key_cannot_be_is_told(house: House, root: dict[str, Any]) 
     for body, field, words in (
         ({"scopes": ["user:read"]}, "scopes", "did you mean 'users:read'?"),
         ({"scopes": []}, "scopes", ""),
+        ({"scopes": ["audit"] * 65}, "scopes", ""),
         ({"name": ""}, "name", ""),
         ({"name": "a\tb"}, "name", "printable"),
         ({"expires_at": at(house, -1)}, "expires_at", "yet to come"),

@@ -441,3 +441,12 @@ async def test_two_links_for_one_address_that_were_opened_at_once_waited_for_eac
         assert taken is not None
         assert taken["id"].hex == second
         assert not await one.fetchval("SELECT count(*) FROM registrations")
+
+
+async def test_without_accounts_of_our_own_no_letter_is_asked_for(
+    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe, tmp_path: Path
+) -> None:
+    values = {"auth.local_accounts": False, "mail.folder": str(tmp_path), "mail.sender": "a@example.org"}
+    async with build(with_values(settings, values), pool, revocations, sessions, pipe) as house:
+        answer = await house.call("POST", "/auth/password/forgot", {"email": ADA})
+        assert (answer.status, answer.json["detail"]) == (403, "accounts are kept elsewhere")

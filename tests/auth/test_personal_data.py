@@ -90,3 +90,16 @@ async def test_a_long_life_comes_in_pages_and_is_cut_at_a_bound(house: House, mo
 
 async def parts(house: House, id: str) -> Any:
     return json.loads(b"".join([part async for part in personal_data.parts(house.pool, id)]))
+
+
+async def test_browsers_of_one_name_are_one_device_and_nobody_is_not_found(house: House) -> None:
+    firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:{0}) Gecko/20100101 Firefox/{0}"
+    token = (await house.register()).json["access_token"]
+    for version in ("140.0", "141.0"):
+        assert (await house.login(headers={"User-Agent": firefox.format(version)})).status == 200
+    found = read((await house.call("GET", "/auth/me/export", token=token)).text)
+    assert {(device.name, device.sessions) for device in found.devices} == {("test", 1), ("Firefox on Linux", 2)}
+    assert (await house.call("HEAD", "/auth/me/export", token=token)).status == 200
+    admin = await house.admin()
+    answer = await house.call("POST", "/admin/users/u_nobody/export", {"reason": "asked"}, token=admin)
+    assert (answer.status, answer.code) == (404, "not_found")

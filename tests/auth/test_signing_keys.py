@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -191,3 +192,18 @@ async def test_a_cancelled_look_leaves_the_others_waiting(keys: Keys, clock: Fak
     assert first.cancelled()
     assert second.exception() is None
     await keys.close()
+
+
+async def test_a_sealed_key_of_another_kind_is_left_out_and_rotating_at_once_does_without_a_next_one(
+    pool: Pool, sealer: Sealer, keys: Keys
+) -> None:
+    [kid] = [row["kid"] for row in await pool.fetch("select kid from signing_keys where state = 'next'")]
+    der = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    sealed = sealer.seal(der, signing._about(kid, "ES256"))
+    await pool.execute("update signing_keys set sealed = $2 where kid = $1", kid, sealed)
+    await keys.load()
+    assert [jwk["kid"] for jwk in keys.jwks()["keys"]] == [keys.active.kid]
+    await pool.execute("delete from signing_keys where kid = $1", kid)
+    made = await rotated(pool, sealer)
+    await keys.load()
+    assert keys.active.kid == made

@@ -352,3 +352,38 @@ def test_the_signature_of_the_specification() -> None:
     body = b'{"test": 2432232314}'
     headers = webhooks.signed("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body, secret)
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_a_delivery_to_a_webhook_that_is_gone_or_became_forbidden_is_given_up(
+    house: House, receiver: Receiver, url: str, pool: asyncpg.Pool
+) -> None:
+    admin = await house.admin()
+    id, _ = await made(house, admin, url, "user.created")
+    await pool.execute("UPDATE webhooks SET url = 'http://10.0.0.1/'")
+    await house.register()
+    dead = "SELECT error FROM jobs WHERE kind = 'webhook' AND dead_at IS NOT NULL"
+    async with asyncio.timeout(5):
+        while not (error := await pool.fetchval(dead)):
+            pass
+    assert "GiveUp" in error
+    await pool.execute("DELETE FROM jobs")
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("UPDATE webhooks SET url = $1", url)
+        assert (await house.call("POST", f"/admin/webhooks/{uuid4().hex}/test", {}, token=admin)).code == "not_found"
+        payload = {"webhook": id, "type": "test", "at": time.time(), "data": {}}
+        await connection.execute("DELETE FROM webhooks")
+        await connection.execute("INSERT INTO jobs (kind, payload) VALUES ('webhook', $1)", payload)
+    house.accounts.jobs.wake()
+    async with asyncio.timeout(5):
+        while not (error := await pool.fetchval(dead)):
+            pass
+    assert "the webhook is gone" in error
+    assert receiver.heard == []
+
+
+async def test_there_are_at_most_so_many_webhooks(house: House, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = await house.admin()
+    monkeypatch.setattr(webhooks, "MOST", 1)
+    await made(house, admin, url)
+    answer = await house.call("POST", "/admin/webhooks", {"url": url}, token=admin)
+    assert (answer.status, answer.json["errors"][0]["message"]) == (422, "there are 1 webhooks already")

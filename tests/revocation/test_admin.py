@@ -12,8 +12,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from config.http import CURRENT, IDENTIFY, ORIGINS, TRUSTED, Caller, mount, problems
 from gateway.registry import Registry
 from sessions.admin import Confirms, RevocationRoutes, Target
-from sessions.model import ERA
+from sessions.model import ERA, Kind
 from sessions.ranges import Work
+from sessions.revocations import Entry
 from tests.revocation.cluster import REAL, Cluster, Process, until
 
 CALLERS = {
@@ -387,3 +388,26 @@ async def test_a_dry_run_without_redis_counts_sessions_and_knows_no_connections(
     assert (status, dry["sessions"], dry["connections"], dry["users"]) == (200, 2, None, 1)
     status, receipt = await api.post({"user": "u1"}, wait=True)
     assert (status, receipt["state"], receipt["connections_closed"]) == (201, "confirmed", 3)
+
+
+async def test_receipts_of_changed_rights_of_keys_and_of_nothing_name_their_target(api: Api) -> None:
+    for entry in (
+        Entry(kind=Kind.RIGHTS, subject="u1", reason="test"),
+        Entry(kind=Kind.RIGHTS, sid="s1", reason="test"),
+        Entry(kind=Kind.API_KEY, api_key="k1", reason="test"),
+    ):
+        async with api.first.revocations.writing(actor="test") as writing:
+            writing.append(entry)
+    await api.cluster.sql("UPDATE subjects SET roles = '{}'")
+    confirm = await api.confirm({"role": "staff"})
+    assert (await api.post({"role": "staff"}, confirm=confirm))[0] == 201  # ends nobody: no row of the log is its own
+    answer = await api.client.get("/admin/revocations", headers={"X-Who": "admin"})
+    targets = [item["target"] for item in (await answer.json())["items"]]
+    assert targets == ["", "api_key:k1", "session:s1", "user:u1"]
+
+
+async def test_a_key_of_another_revocation_gives_a_range_no_receipt(api: Api) -> None:
+    assert (await api.post({"sid": "s3"}, key="k"))[0] == 201
+    confirm = await api.confirm({"role": "staff"})
+    status, problem = await api.post({"role": "staff"}, confirm=confirm, key="k")
+    assert (status, problem["code"]) == (409, "idempotency_conflict")

@@ -332,3 +332,20 @@ async def test_a_forgotten_session_comes_back_no_younger(sessions: Sessions, log
         with pytest.raises(SessionEnded):
             await sessions.admit(await sessions.external(early))
         await sessions.forget()
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_a_session_that_another_transaction_is_making_is_asked_for_three_times_and_then_refused(
+    sessions: Sessions, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    asked = []
+
+    async def not_there_yet(connection: Any, sights: Sequence[store.Sight], **more: Any) -> dict[str, Any]:
+        asked.append(len(sights))
+        return {}
+
+    monkeypatch.setattr(store, "meet", not_there_yet)
+    async with pool.acquire() as connection:
+        with pytest.raises(ExternalRefused):
+            await sessions.external(token(jti="j"), connection=connection if given else None)
+    assert asked == [1, 1, 1]

@@ -9,6 +9,7 @@ import pytest
 
 from config.clock import FakeClock, SystemClock
 from config.database import open_pool
+from config.http import Problem
 from config.settings import Settings
 from sessions import store
 from sessions.errors import SessionEnded, Unavailable
@@ -397,3 +398,24 @@ async def test_the_reads_use_indexes(login: Logins, pool: asyncpg.Pool) -> None:
             plan = await connection.fetch(f"EXPLAIN {getattr(store, name)}", argument)
             lines = [line for (line,) in plan]
             assert not [line for line in lines if "Seq Scan on sessions" in line or "Seq Scan on revocation_l" in line]
+
+
+async def test_9b_a_session_that_is_gone_is_nobodys_and_one_that_changes_at_every_look_is_asked_for_again(
+    login: Logins, sessions: Sessions, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await login()
+    cached = await read(sessions, opened.secret)
+    old = cached._replace(position=cached.position._replace(era="0" * 32))
+
+    async def no_newer(sid: str) -> Reading:
+        return old
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "read_again", no_newer)
+        with pytest.raises(Problem) as refused:
+            await sessions.admit(old)
+    assert refused.value.code == "frozen"
+    await pool.execute("DELETE FROM sessions")  # as a failover that lost the login
+    with pytest.raises(Problem) as refused:
+        await sessions.admit(old)
+    assert refused.value.code == "unauthenticated"

@@ -353,3 +353,11 @@ async def test_F22_a_refresh_that_is_cancelled_anywhere_leaves_a_token_that_rene
         await asyncio.gather(attempt, return_exceptions=True)
         token = (await sessions.refresh(token, ALICE)).refresh_token
     assert not await is_over(sessions, opened)
+
+
+async def test_a_token_whose_session_the_database_lost_is_refused(
+    sessions: Sessions, opened: Opened, pool: asyncpg.Pool
+) -> None:
+    await pool.execute("DELETE FROM sessions")
+    with pytest.raises(RefreshRefused):
+        await sessions.refresh(opened.refresh_token, ALICE)

@@ -3,9 +3,9 @@
 import asyncpg
 import pytest
 
-from config.clock import FakeClock
+from config.clock import FakeClock, SystemClock
 from config.settings import Settings
-from sessions import store
+from sessions import audit, store
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 from tests.sessions.conftest import Logins
@@ -108,3 +108,19 @@ async def test_deleting_walks_over_no_session_that_lives(
                 await store.forget_over(connection, before=sessions.now() + 60.0, limit=1000)
             read = "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'sessions'"
             assert await connection.fetchval(read) == 0
+
+
+async def test_the_audit_is_kept_for_ever_where_the_settings_say_so_and_while_another_drops_months(
+    pool: asyncpg.Pool, revocations: Revocations, settings: Settings, sessions: Sessions
+) -> None:
+    months = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit'::regclass"
+    await pool.execute("SELECT audit_make_month('2001-01-01')")
+    before = await pool.fetchval(months)
+    policy = settings.sessions.model_copy(update={"keep_audit": 0.0})
+    await Sessions(pool, revocations, policy, clock=SystemClock()).tidy()
+    assert await pool.fetchval(months) == before
+    async with pool.acquire() as other, other.transaction():
+        await other.execute("SELECT pg_advisory_xact_lock(hashtext('audit_make_month'))")
+        async with pool.acquire() as connection:
+            assert await audit.drop_months(connection, sessions.now(), limit=10) == 0
+    assert await pool.fetchval(months) == before
