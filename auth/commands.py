@@ -28,7 +28,7 @@ from auth.tokens import AccessTokens
 from auth.users import Account, User
 from config import paging, scopes
 from config.clock import SystemClock, walltime
-from config.commands import COMMON, Common, agree, database, page_of, settings_for, show
+from config.commands import COMMON, Common, agree, bounded, database, page_of, settings_for, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
 from config.http import Problem, rfc3339
@@ -99,7 +99,7 @@ async def list_users(
     common: Common = COMMON,
 ) -> None:
     """Accounts, oldest first."""
-    cursor = page_of(limit, after, paging.read)
+    cursor = page_of(limit, after)
     by = accounts.Filter(accounts.email_key(email) or None, role or None, None if disabled is None else not disabled)
     async with database(common) as (_, pool):
         items, following = await accounts.page(pool, by, limit=limit, after=cursor)
@@ -434,7 +434,7 @@ async def list_api_keys(
     common: Common = COMMON,
 ) -> None:
     """API keys, oldest first; the one of the settings (http_api.key) is not among them."""
-    cursor = page_of(limit, after, lambda text: paging.read(text, paging.UUID))
+    cursor = page_of(limit, after, paging.UUID)
     async with database(common) as (_, pool):
         found, following = await keeping.page(pool, keeping.Filter(service_account or None), limit=limit, after=cursor)
     rows = [_shown_key(info) for info in found]
@@ -540,9 +540,9 @@ async def list_services(
     common: Common = COMMON,
 ) -> None:
     """Service accounts, by name."""
-    start = page_of(limit, after, str)
+    bounded(limit)
     async with database(common) as (_, pool):
-        found, following = await keeping.services(pool, limit=limit, after=start)
+        found, following = await keeping.services(pool, limit=limit, after=after)
     rows = [msgspec.structs.asdict(service_view(account)) for account in found]
     show({"items": rows, "next": following} if common.json else rows, as_json=common.json)
 

@@ -13,7 +13,7 @@ from auth import key_keeping, one_time, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.passwords import Passwords
-from auth.service import Client, Ledger, require_within
+from auth.service import Client, Ledger, confirm, hold, require_within
 from auth.throttle import Throttle
 from config.database import Connection, Pool
 from config.http import Problem
@@ -55,10 +55,7 @@ class Erasure:
         if account is not None:
             normal = policy.bounded("password", password)
             await self._freshness.require(id, sid)
-            async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
-                if not (await self._passwords.check(account.password_hash, normal)).right:
-                    raise Problem("invalid_credentials")
-                await attempt.succeeded()
+            await confirm(self._throttle, self._passwords, account, normal, sid, client)
         elif not guest:
             raise Problem("forbidden", "this account is kept elsewhere")
         with translated():
@@ -83,9 +80,7 @@ class Erasure:
             await self._freshness.require(actor.removeprefix("user:"), sid)
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
-                await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
-                if sid:
-                    await writing.require_live(sid)
+                await hold(writing, id, actor, sid)
                 await erase(writing, id, actor=actor, sid=sid, address=address, reason=reason, beyond=beyond)
         return self._done(writing.receipt)
 

@@ -15,7 +15,7 @@ from auth import freshness, letters, passkeys, totp, users
 from auth.freshness import Freshness, State
 from auth.passkeys import Passkey, Passkeys
 from auth.passwords import Passwords, bounded
-from auth.service import Client, Ledger, require_guarded, require_within
+from auth.service import Client, Ledger, hold, require_guarded, require_within
 from auth.throttle import Attempt, Throttle
 from auth.totp import Begun, Codes
 from auth.users import Account
@@ -253,9 +253,7 @@ class Factors:
             await self._freshness.require(actor.removeprefix("user:"), sid, always=True)
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
-                await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
-                if sid:
-                    await writing.require_live(sid)
+                await hold(writing, id, actor, sid)
                 at = self._revocations.database_now()
                 await remove_all(
                     writing, self._mail, id, reason, actor=actor, sid=sid, address=address, at=at, beyond=beyond

@@ -7,7 +7,7 @@ change, and at its time.
 """
 
 from auth.freshness import Freshness
-from auth.service import Client, LoggedIn
+from auth.service import Client, LoggedIn, hold
 from auth.users import find
 from config import scopes
 from config.database import Pool
@@ -39,8 +39,7 @@ class Impersonation:
         with translated():
             async with self._revocations.writing(actor=who.name) as writing:
                 connection = writing.connection
-                await store.lock_subjects(connection, [id, who.id])
-                await writing.require_live(who.sid)
+                await hold(writing, id, who.name, who.sid)
                 admin, subject = await store.subject(connection, who.id), await store.subject(connection, id)
                 if admin is None or not scopes.holds(scopes.of_roles(self._settings.roles, admin.roles), SCOPE):
                     raise Problem("forbidden", f"needs the scope {SCOPE}")

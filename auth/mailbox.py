@@ -16,7 +16,7 @@ from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.letters import Order, Token
 from auth.passwords import Passwords, Stored
-from auth.service import Client, end_logins, guest_of, min_length, registrable, take_over
+from auth.service import Client, confirm, end_logins, guest_of, min_length, registrable, take_over
 from auth.throttle import Throttle
 from auth.users import Account
 from config.database import Connection, Pool
@@ -259,11 +259,7 @@ class Mailboxes:
             raise Problem("forbidden", "this account's address is kept elsewhere")
         await self._freshness.require(id, sid)
         await self._throttle.some("letters of", id, LETTERS_PER_HOUR)
-        async with self._throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
-            verdict = await self._passwords.check(account.password_hash, normal)
-            if not verdict.right:
-                raise Problem("invalid_credentials")
-            await attempt.succeeded()
+        await confirm(self._throttle, self._passwords, account, normal, sid, client)
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
                 await self._begin_change(writing.connection, account, email, self._language(client))

@@ -327,13 +327,13 @@ async def _answered(connection: Connection, ceremony: Ceremony) -> None:
 
 async def page(connection: Executor, subject: str) -> list[Passkey]:
     """All of a user's, the oldest first."""
-    return [Passkey(str(record["id"]), *list(record)[1:]) for record in await connection.fetch(_PAGE, subject)]
+    return [_shown(record) for record in await connection.fetch(_PAGE, subject)]
 
 
 async def rename(connection: Connection, subject: str, id: str, name: str) -> Passkey | None:
     """None where the user has no such passkey."""
     record = await connection.fetchrow(_RENAME, subject, _uuid(id), name)
-    return None if record is None else Passkey(str(record["id"]), *list(record)[1:])
+    return None if record is None else _shown(record)
 
 
 async def remove(connection: Connection, subject: str, id: str) -> bool:
@@ -348,6 +348,10 @@ async def remove_all(connection: Connection, subject: str) -> None:
 async def tidy(pool: Pool) -> None:
     """Forget which challenges were answered that have been over for long."""
     await pool.execute(_TIDY, _TIDIED_AFTER)
+
+
+def _shown(record: Any) -> Passkey:
+    return Passkey(str(record["id"]), *list(record)[1:])
 
 
 def _uuid(id: str) -> UUID | None:

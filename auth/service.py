@@ -567,6 +567,26 @@ async def take_over(writing: Writing, guest: Held) -> None:
     writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
 
 
+async def hold(writing: Ledger, id: str, actor: str, sid: str) -> None:
+    """Lock the user whom something is done to, and the session `sid` that does it, which must be live (7e); "" for who
+    needs none. The `actor`, whose session it is, is locked before it with the other, in one order: two who change each
+    other at once would else wait for each other."""
+    await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
+    if sid:
+        await writing.require_live(sid)
+
+
+async def confirm(
+    throttle: Throttle, passwords: Passwords, account: Account, password: str, sid: str, client: Client
+) -> None:
+    """The owner's password again, for what they do in the session `sid`. Problems: invalid_credentials,
+    too_many_attempts, busy."""
+    async with throttle.attempt(client.address, account.email_key, device=f"session {sid}") as attempt:
+        if not (await passwords.check(account.password_hash, password)).right:
+            raise Problem("invalid_credentials")
+        await attempt.succeeded()
+
+
 async def _audit_new(writing: Writing, action: audit.Action, id: str, client: Client) -> None:
     await audit.append(writing.connection, action, actor=f"user:{id}", target=f"user:{id}", address=client.address)
 
@@ -660,14 +680,11 @@ async def change_user(
     Rights over others are given to who has a second factor or a long password (`rules`: None does not ask).
     Roles with a shorter life make the user's sessions end sooner (`lives`), roles with a longer one none of them later.
 
-    `sid`: the session that acts, whose user is the `actor`; it must be live in this transaction (7e). Both users are
-    locked before it, in one order: two who change each other at once would else wait for each other.
+    `actor`, `sid`: as `hold` takes them.
     """
     connection = writing.connection
-    await store.lock_subjects(connection, [id, actor.removeprefix("user:")] if sid else [id])
+    await hold(writing, id, actor, sid)
     before = await store.subject(connection, id)
-    if sid:
-        await writing.require_live(sid)
     if before is None:
         raise Problem("not_found")
     require_within({*before.roles, *(roles or ())}, beyond)

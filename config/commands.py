@@ -26,11 +26,12 @@ import cyclopts
 import msgspec
 from cyclopts import Parameter
 
-from config import dev
+from config import dev, paging
 from config.database import Pool, dial, open_pool
 from config.errors import Away, Failure, InUse, Restored, Usage
 from config.loading import Mistake, SettingsError, load
 from config.migrate import MigrationError
+from config.paging import Cursor
 from config.sentinel import plain
 from config.servers import ServerError
 from config.settings import Database, Redis, Settings, unsafe
@@ -80,12 +81,17 @@ def settings_for(common: Common, environ: Mapping[str, str] = os.environ) -> Set
         raise
 
 
-def page_of(limit: int, after: str, read: Callable[[str], T]) -> T:
-    """The place that `--after` names, as `read` takes it (ValueError for what is none), and `--limit` in its bounds."""
+def bounded(limit: int) -> None:
+    """Usage for a `--limit` out of its bounds."""
     if not 1 <= limit <= 1000:
         raise Usage("--limit is a number from 1 to 1000")
+
+
+def page_of(limit: int, after: str, id: re.Pattern[str] = paging.TEXT) -> Cursor | None:
+    """The place that `--after` names, whose id is of the form `id`; `--limit` in its bounds."""
+    bounded(limit)
     try:
-        return read(after)
+        return paging.read(after, id)
     except ValueError:
         raise Usage("--after is the `next` of the page before") from None
 

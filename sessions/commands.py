@@ -36,7 +36,7 @@ async def list_sessions(
     common: Common = COMMON,
 ) -> None:
     """Live sessions, newest first."""
-    place = page_of(limit, _plain(after), paging.read)
+    place = page_of(limit, _plain(after))
     by = store.Filter(subject=_plain(user), issuer=_plain(issuer) or None)
     async with database(common) as (_, pool):
         now = await store.database_now(pool)
@@ -226,7 +226,7 @@ async def list_audit(
     common: Common = COMMON,
 ) -> None:
     """Who did what to whom, newest first."""
-    place = page_of(limit, after, lambda text: paging.read(text, paging.NUMBER))
+    place = page_of(limit, after, paging.NUMBER)
     by = audit.Filter(*map(_plain, (actor, action, target, sid)))
     async with database(common) as (_, pool):
         entries = await audit.page(pool, by, limit=limit + 1, after=place)

@@ -199,7 +199,7 @@ async def list_jobs(
     common: Common = COMMON,
 ) -> None:
     """Jobs that wait or were given up, newest first."""
-    cursor = page_of(limit, after, lambda text: paging.read(text, paging.UUID))
+    cursor = page_of(limit, after, paging.UUID)
     async with database(common) as (_, pool):
         items, following = await queue.page(pool, kind, True if dead else None, limit=limit, after=cursor)
     rows: Sequence[Mapping[str, Any]] = [msgspec.structs.asdict(view(job)) for job in items]
