@@ -307,10 +307,8 @@ class FactorRoutes:
         return RecoveryCodes(await self._factors.recovery_codes(_asker(call)))
 
     async def lost(self, call: Call[Lost, Nothing]) -> FactorsLost:
-        who, id = call.who, plain("id", call.path("id"))
-        receipt = await self._factors.lost(
-            id, call.body.reason, actor=who.name, scopes=who.scopes, sid=who.sid or "", address=call.address
-        )
+        id = plain("id", call.path("id"))
+        receipt = await self._factors.lost(id, call.body.reason, scopes=call.who.scopes, **call.by)
         return FactorsLost(receipt)
 
     async def step_up_options(self, call: Call[Nothing, Nothing]) -> RequestOptions:

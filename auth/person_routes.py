@@ -133,11 +133,9 @@ class PersonRoutes:
                 await audit.append(
                     writing.connection,
                     "user.exported",
-                    actor=who.name,
                     target=f"user:{id}",
-                    sid=who.sid or "",
-                    address=call.address,
                     personal={"reason": reason} if reason else {},
+                    **call.by,
                 )
         async for part in personal_data.parts(self._pool, id):
             yield part
@@ -150,13 +148,10 @@ class PersonRoutes:
         return Deleted(receipt)
 
     async def delete(self, call: Call[Why, Nothing]) -> Deleted:
-        who = call.who
         receipt = await self._erasure.delete(
             plain("id", call.path("id")),
             reason=call.body.reason,
-            actor=who.name,
-            sid=who.sid or "",
-            address=call.address,
-            beyond=scopes.beyond(self._settings.roles, who.scopes),
+            beyond=scopes.beyond(self._settings.roles, call.who.scopes),
+            **call.by,
         )
         return Deleted(receipt)

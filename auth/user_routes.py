@@ -146,10 +146,8 @@ class UserRoutes:
             roles=body.roles,
             banned_until=self._until(body.banned_until),
             reason=body.reason,
-            actor=who.name,
             scopes=who.scopes,
-            sid=who.sid or "",
-            address=call.address,
+            **call.by,
         )
         return UserChanged(any_user(user), receipt)
 

@@ -4,7 +4,6 @@ The queue itself is `config.jobs`. Here are the route handlers and the command `
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -63,37 +62,27 @@ def view(job: queue.Found) -> JobView:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """Who asks, for the audit."""
-
-    actor: str
-    sid: str = ""
-    address: str = ""
-
-
-async def again(connection: Connection, id: str, deed: Deed) -> bool:
+async def again(connection: Connection, id: str, by: Mapping[str, Any]) -> bool:
     """Try a dead one again at once, or a waiting one now; whether it is there."""
-    return await _changed(connection, "job.retried", await queue.again(connection, id), deed)
+    return await _changed(connection, "job.retried", await queue.again(connection, id), by)
 
 
-async def drop(connection: Connection, id: str, deed: Deed) -> bool:
+async def drop(connection: Connection, id: str, by: Mapping[str, Any]) -> bool:
     """Delete it; whether it was there. One that is being done now may still have its effect."""
-    return await _changed(connection, "job.dropped", await queue.drop(connection, id), deed)
+    return await _changed(connection, "job.dropped", await queue.drop(connection, id), by)
 
 
-async def _changed(connection: Connection, action: audit.Action, job: queue.Found | None, deed: Deed) -> bool:
+async def _changed(
+    connection: Connection, action: audit.Action, job: queue.Found | None, by: Mapping[str, Any]
+) -> bool:
     if job is None:
         return False
     detail = {"kind": job.kind, "attempts": job.attempts, "error": scrub(job.error)}
-    target = f"job:{job.id}"
-    await audit.append(
-        connection, action, actor=deed.actor, target=target, sid=deed.sid, address=deed.address, detail=detail
-    )
+    await audit.append(connection, action, target=f"job:{job.id}", detail=detail, **by)
     return True
 
 
-Change = Callable[[Connection, str, Deed], Awaitable[bool]]
+Change = Callable[[Connection, str, Mapping[str, Any]], Awaitable[bool]]
 
 
 def _absent(change: Change) -> str:
@@ -165,10 +154,10 @@ class JobRoutes:
 
     async def _change(self, call: Call[Any, Nothing], change: Change) -> None:
         """In a transaction that holds the session which asks (7e)."""
-        id, deed = _id(call), _deed(call)
+        id = _id(call)
         with translated():
-            async with self._revocations.acting(deed.actor, deed.sid) as writing:
-                if not await change(writing.connection, id, deed):
+            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                if not await change(writing.connection, id, call.by):
                     raise Problem("not_found", _absent(change))
 
 
@@ -177,10 +166,6 @@ def _id(call: Call[Any, Any]) -> str:
         return str(UUID(call.path("id")))
     except ValueError:
         raise Problem("not_found") from None
-
-
-def _deed(call: Call[Any, Any]) -> Deed:
-    return Deed(call.who.name, call.who.sid or "", call.address)
 
 
 # -- the command
@@ -227,6 +212,6 @@ async def _from_the_command(id: str, change: Any, done: str, common: Common) -> 
     except ValueError:
         raise Usage(f"{id!r} is no job's id") from None
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
-        if not await change(connection, wanted, Deed("cli")):
+        if not await change(connection, wanted, {"actor": "cli"}):
             raise Failure(f"{id!r}: {_absent(change)}")
     show({"id": wanted, "state": done}, as_json=common.json)
