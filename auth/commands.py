@@ -31,7 +31,7 @@ from config.clock import SystemClock, walltime
 from config.commands import COMMON, Common, agree, bounded, database, page_of, settings_for, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
-from config.http import Problem, rfc3339
+from config.http import Problem, moment, rfc3339
 from config.settings import Settings, seconds
 from sessions import audit, log, store
 from sessions.log import Entry
@@ -334,10 +334,10 @@ def _shown(user: User) -> Mapping[str, Any]:
         "display_name": user.display_name,
         "roles": list(user.roles),
         "disabled": not user.active,
-        "banned_until": _time(user.banned_until),
+        "banned_until": moment(user.banned_until),
         "failures": user.failures,
         "created_at": rfc3339(user.created_at),
-        "last_login_at": _time(user.last_login_at),
+        "last_login_at": moment(user.last_login_at),
     }
 
 
@@ -354,10 +354,10 @@ async def list_keys(*, common: Common = COMMON) -> None:
             "kid": key.kid,
             "algorithm": key.algorithm,
             "state": key.state,
-            "created_at": _time(key.created_at),
-            "activated_at": _time(key.activated_at),
-            "retiring_at": _time(key.retiring_at),
-            "retired_at": _time(key.retired_at),
+            "created_at": moment(key.created_at),
+            "activated_at": moment(key.activated_at),
+            "retiring_at": moment(key.retiring_at),
+            "retired_at": moment(key.retired_at),
         }
         for key in found
     ]
@@ -672,10 +672,6 @@ def _json(option: str, text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise Usage(f"{option}: {error}") from None
-
-
-def _time(unix: float | None) -> str | None:
-    return None if unix is None else rfc3339(unix)
 
 
 # -- a transaction of a command that writes to the log

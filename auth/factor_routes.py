@@ -10,7 +10,7 @@ from auth.mailbox_routes import Text, who_asks
 from auth.passkeys import Passkey
 from auth.tokens import AccessTokens
 from auth.webauthn_json import Assertion, Attestation, CreationOptions, RequestOptions
-from config.http import Call, Nothing, Route, invalid, plain, rfc3339
+from config.http import Call, Nothing, Route, invalid, moment, plain, rfc3339
 from sessions import cookies
 from sessions.revocations import Receipt
 from sessions.routes import SessionView, view
@@ -337,5 +337,4 @@ def _asker(call: Call[Any, Any]) -> Asker:
 
 
 def _view(passkey: Passkey) -> PasskeyView:
-    used = passkey.last_used_at
-    return PasskeyView(passkey.id, passkey.name, rfc3339(passkey.created_at), None if used is None else rfc3339(used))
+    return PasskeyView(passkey.id, passkey.name, rfc3339(passkey.created_at), moment(passkey.last_used_at))

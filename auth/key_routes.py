@@ -14,7 +14,7 @@ from auth.keys import Keys, RotationRefused
 from auth.service import Ledger
 from config import paging
 from config.database import Pool
-from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, plain, rfc3339
+from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, moment, plain, rfc3339
 from sessions import audit
 from sessions.errors import translated
 from sessions.revocations import Revocations
@@ -285,12 +285,12 @@ class KeyRoutes:
         """When who asks ends by itself, where that is a key."""
         return await keeping.end_of(writing.connection, who.id) if who.via == "api_key" and who != STATIC else None
 
-    def _expiry(self, moment: datetime | None) -> float | None:
-        if moment is None:
+    def _expiry(self, at: datetime | None) -> float | None:
+        if at is None:
             return None
-        if moment.timestamp() <= self._revocations.database_now():
+        if at.timestamp() <= self._revocations.database_now():
             raise invalid("expires_at", "a time that is yet to come")
-        return moment.timestamp()
+        return at.timestamp()
 
     # -- service accounts
 
@@ -346,16 +346,16 @@ def view(key: KeyInfo) -> KeyView:
         key.owner,
         rfc3339(key.created_at),
         key.created_by,
-        _time(key.expires_at),
-        _time(key.last_used_at),
-        _time(key.previous_until),
-        _time(key.revoked_at),
+        moment(key.expires_at),
+        moment(key.last_used_at),
+        moment(key.previous_until),
+        moment(key.revoked_at),
     )
 
 
 def service_view(account: ServiceAccount) -> ServiceAccountView:
     return ServiceAccountView(
-        account.name, rfc3339(account.created_at), account.created_by, _time(account.disabled_at), account.keys
+        account.name, rfc3339(account.created_at), account.created_by, moment(account.disabled_at), account.keys
     )
 
 
@@ -365,14 +365,10 @@ def _signer(key: signing.KeyInfo) -> SigningKeyView:
         key.algorithm,
         key.state,
         rfc3339(key.created_at),
-        _time(key.activated_at),
-        _time(key.retiring_at),
-        _time(key.retired_at),
+        moment(key.activated_at),
+        moment(key.retiring_at),
+        moment(key.retired_at),
     )
-
-
-def _time(unix: float | None) -> str | None:
-    return None if unix is None else rfc3339(unix)
 
 
 def _id(call: Call[Any, Any]) -> str:

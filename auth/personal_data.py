@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from config.database import Pool
-from config.http import Problem, rfc3339
+from config.http import Problem, moment, rfc3339
 from config.paging import Cursor
 from sessions import audit
 from sessions.devices import device_name
@@ -122,7 +122,7 @@ async def parts(pool: Pool, id: str) -> AsyncIterator[bytes]:
         "profile": _profile(record),
         "factors": factors,
         "api_keys": [
-            OwnKey(r["id"], r["name"], list(r["scopes"]), rfc3339(r["created_at"]), _time(r["last_used_at"]))
+            OwnKey(r["id"], r["name"], list(r["scopes"]), rfc3339(r["created_at"]), moment(r["last_used_at"]))
             for r in keys
         ],
         "devices": _devices(devices),
@@ -189,11 +189,11 @@ def _profile(record: Any) -> Profile:
         record["avatar_url"],
         list(record["roles"]),
         record["disabled"],
-        _time(record["banned_until"]),
+        moment(record["banned_until"]),
         rfc3339(record["created_at"]),
-        _time(record["email_verified_at"]),
-        _time(record["password_changed_at"]),
-        _time(record["last_login_at"]),
+        moment(record["email_verified_at"]),
+        moment(record["password_changed_at"]),
+        moment(record["last_login_at"]),
     )
 
 
@@ -222,14 +222,10 @@ def _session(r: Any) -> PastSession:
         rfc3339(r["created_at"]),
         rfc3339(r["last_seen_at"]),
         rfc3339(r["expires_at"]),
-        _time(r["ended_at"]),
+        moment(r["ended_at"]),
         r["ended_reason"],
         r["act"],
     )
-
-
-def _time(at: float | None) -> str | None:
-    return None if at is None else rfc3339(at)
 
 
 def _epoch(*columns: str) -> str:

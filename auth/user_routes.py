@@ -22,6 +22,7 @@ from config.http import (
     Paging,
     Route,
     invalid,
+    moment,
     plain,
     rfc3339,
 )
@@ -174,7 +175,7 @@ def any_user(user: User) -> AnyUser:
         rfc3339(user.created_at),
         not user.active,
         user.failures,
-        None if user.last_login_at is None else rfc3339(user.last_login_at),
-        None if user.banned_until is None else rfc3339(user.banned_until),
+        moment(user.last_login_at),
+        moment(user.banned_until),
         user.avatar_url,
     )

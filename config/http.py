@@ -451,8 +451,13 @@ async def _send(response: web.StreamResponse, data: bytes) -> None:
 def rfc3339(unix: float) -> str:
     """UTC with milliseconds, rounded down: a moment is never told before it came."""
     whole = math.floor(unix * 1000 + 1e-4)  # 1e-4: what a float of this size may lack
-    moment = datetime.fromtimestamp(whole // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{whole % 1000:03d}Z"
+    at = datetime.fromtimestamp(whole // 1000, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{whole % 1000:03d}Z"
+
+
+def moment(unix: float | None) -> str | None:
+    """The same, of what may not have come."""
+    return None if unix is None else rfc3339(unix)
 
 
 def reply(result: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

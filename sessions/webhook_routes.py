@@ -13,7 +13,7 @@ from config import outside
 from config.commands import COMMON, Common, database, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
-from config.http import Call, Nothing, Problem, Route, invalid, rfc3339
+from config.http import Call, Nothing, Problem, Route, invalid, moment, rfc3339
 from config.jobs import Jobs
 from config.sealing import Sealer
 from config.settings import Sessions as SessionSettings
@@ -86,8 +86,8 @@ def view(webhook: Webhook) -> WebhookView:
         webhook.url,
         list(webhook.events),
         rfc3339(webhook.created_at),
-        None if webhook.delivered_at is None else rfc3339(webhook.delivered_at),
-        None if webhook.disabled_at is None else rfc3339(webhook.disabled_at),
+        moment(webhook.delivered_at),
+        moment(webhook.disabled_at),
         webhook.disabled_why,
     )
 
