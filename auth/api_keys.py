@@ -11,6 +11,7 @@ belongs to a service account. How keys are made and changed stands in `key_keepi
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -31,8 +32,8 @@ KEPT = 1000
 LONGEST = 256
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """A key as it was read, and where the log stood then."""
+class _Known(msgspec.Struct):
+    """A key as it was read, and where the log stood then. The caller's `seen` moves on with each judgement."""
 
     caller: Caller
     expires_at: float | None
@@ -80,6 +81,9 @@ class ApiKeys:
         if known.expires_at is not None and known.expires_at <= self._revocations.database_now():
             raise _refused()
         self._touch(known.caller.id)
+        seen = max(known.position, self._revocations.position)
+        if known.caller.seen != seen:
+            known.caller = replace(known.caller, seen=seen)
         return known.caller
 
     def _verdict(self, known: _Known) -> Ended | Again | None:

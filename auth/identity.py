@@ -24,7 +24,7 @@ from config import scopes
 from config.http import Caller, Problem, client_address
 from sessions import cookies, ids
 from sessions.errors import ExternalRefused
-from sessions.model import EXPIRED, Ended, Reading, Standing
+from sessions.model import EXPIRED, Ended, Position, Reading, Standing
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 
@@ -117,7 +117,13 @@ class Identity:
             raise TokenInvalid("an anonymous token over HTTP")
         self._sessions.seen(standing.sid, standing.idle or self._idle)
         return self._person(
-            "bearer", standing.user, standing.sid, frozenset(standing.roles), standing.aal, standing.act
+            "bearer",
+            standing.user,
+            standing.sid,
+            frozenset(standing.roles),
+            standing.aal,
+            standing.act,
+            standing.position,
         )
 
     async def _cookie(self, request: web.Request) -> Caller | None:
@@ -128,14 +134,24 @@ class Identity:
         session = reading.session
         self._sessions.seen(session.sid, session.idle)
         subject = session.subject
-        return self._person("cookie", subject.id, session.sid, frozenset(subject.roles), session.aal, session.act)
+        roles = frozenset(subject.roles)
+        return self._person("cookie", subject.id, session.sid, roles, session.aal, session.act, reading.position)
 
     def _person(
-        self, via: Literal["bearer", "cookie"], user: str, sid: str, roles: frozenset[str], aal: int, act: str
+        self,
+        via: Literal["bearer", "cookie"],
+        user: str,
+        sid: str,
+        roles: frozenset[str],
+        aal: int,
+        act: str,
+        position: Position,
     ) -> Caller:
+        """In one synchronous block with the judgement of what was read or signed at `position`."""
         lacks_factor = aal < 2 and not roles.isdisjoint(self._second_factor_roles)
         granted = frozenset[str]() if act else scopes.of_roles(self._roles, roles)  # nobody borrows rights
-        return Caller(via, user, sid, roles, granted, lacks_factor, act=act)
+        seen = max(position, self._revocations.position)
+        return Caller(via, user, sid, roles, granted, lacks_factor, act=act, aal=aal, seen=seen)
 
     # -- live connections
 

@@ -204,7 +204,8 @@ class Caller:
     `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `scopes` are the
     key's, or those of the session's roles. `lacks_factor`: a role wants a second factor, and this session has not seen
     one. `service` is the service account that a key belongs to, `owner` the user who made it. `act`: who acts for this
-    user in that session, "" for nobody else.
+    user in that session, "" for nobody else. `aal`: what the session has shown, 0 for a key. `seen`: up to where the
+    revocation log was counted in when this was judged, a seq and the id of its era; None for who stands in no table.
     """
 
     via: Literal["bearer", "cookie", "api_key"]
@@ -216,6 +217,8 @@ class Caller:
     service: str = ""
     owner: str = ""
     act: str = ""
+    aal: int = 0
+    seen: tuple[int, str] | None = None
 
     @property
     def name(self) -> str:
@@ -228,6 +231,10 @@ class Caller:
         """Whether a scope is among what was granted."""
         return scopes.holds(self.scopes, scope)
 
+
+RIGHTS: ContextVar[Caller | None] = ContextVar("rights", default=None)
+"""By whose rights the admin route acts that is being answered; None for what needs none. Whatever it does is held to
+them until it is committed (`sessions.acting`), so that no route can forget to."""
 
 Identify = Callable[[web.Request], Awaitable[Caller | None]]
 """The caller of a request, None without a credential. Raises Problem for a bad one: never a fallback."""
@@ -358,6 +365,8 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
             if limits:
                 problem.headers.update(_rate_limit_fields(limits))
             raise
+        finally:
+            RIGHTS.set(None)  # the connection's next request has the same context
         if limits:
             response.headers.update(_rate_limit_fields(limits))
         return response
@@ -366,6 +375,7 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         if route.needs_current and not request.app[CURRENT]():
             raise Problem("frozen", retry_after=1)
         caller = await _admit(route, request)
+        RIGHTS.set(caller if route.access == "admin" else None)
         query: Any = decode_query(request, route.query)
         body: Any = None if route.body is None else await read_body(request, route.body)
         call = Call(request, body, query, caller)

@@ -1,18 +1,21 @@
-"""Who acts is live in the transaction in which it acts (7e).
+"""Who acts may still, in the transaction in which it acts, until it commits (7e).
 
-`hold` locks the session's row, so that whatever ends it waits. A batch cannot: it ends what others act through, and two
-that end each other would wait for each other. It reads first (`Actors.read`) and looks again under the head's lock,
-which every end has to take: what ended an actor in between stands in the log before the batch's own rows.
+`hold` locks the session's row, so that an end of it waits. A batch cannot: it ends what others act through, and two
+that end each other would wait for each other. So it reads first (`read`). Either looks again under the head's lock
+(`look_again`), which every end and every change of rights has to take: what an actor lost in between stands in the log
+before the transaction's own rows. That alone sees an end of everyone, which marks no session; and it holds an admin to
+the roles, and a backend to the API key, by which the request was let in (`config.http.RIGHTS`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from config.database import Connection
+from config.http import Caller, Problem
 from sessions.errors import SessionEnded
-from sessions.log import rows_after
+from sessions.log import present, rows_naming
 from sessions.memory import kills
-from sessions.model import DISABLED, EXPIRED, Ended, Row
+from sessions.model import DISABLED, ERA, EXPIRED, Ended, Kind, Row
 
 _STANDS = """
 SELECT s.sid, s.subject, s.born, s.ended_at IS NOT NULL AS ended, s.ended_code, s.ended_reason, s.ended_message,
@@ -30,32 +33,49 @@ WHERE s.sid = ANY($1::text[])
 _UNKNOWN = Ended(EXPIRED, "absolute")
 
 
-async def hold(connection: Connection, sid: str, now: float) -> None:
-    """Lock the session's row for the transaction; SessionEnded unless it is live, by its marks, by position and by the
-    held clock (11)."""
-    record = await connection.fetchrow(_STANDS + "FOR SHARE OF s", [sid], now)
-    ended = _ended(record) if record is not None else _UNKNOWN
-    if ended is not None:
-        raise SessionEnded(ended)
-
-
 class Actors:
-    """The sessions through which a batch acts, as one statement of its transaction found them."""
+    """The sessions through which a transaction acts, as its own statements found them, and by whose rights."""
 
-    def __init__(self, found: Sequence[Any]) -> None:
-        self._found = {record["sid"]: record for record in found}
-        self._since: list[Row] = []
+    def __init__(self, callers: Iterable[Caller | None] = ()) -> None:
+        self._found: dict[str, Any] = {}
+        self._callers = {caller for caller in callers if caller is not None and caller.seen is not None}
+        self._since: Sequence[Row] = ()
+        self._counted: dict[Caller, int] = {}  # up to which seq the log was counted in, when they were judged
+
+    def __bool__(self) -> bool:
+        return bool(self._found or self._callers)
 
     @classmethod
-    async def read(cls, connection: Connection, sids: Collection[str], now: float) -> "Actors":
+    async def read(
+        cls, connection: Connection, sids: Collection[str], now: float, callers: Iterable[Caller | None]
+    ) -> "Actors":
         """`sids` without "", which is who needs no session: an API key, the command line."""
-        return cls(await connection.fetch(_STANDS, list(sids), now) if sids else [])
+        actors = cls(callers)
+        if sids:
+            actors._found = {r["sid"]: r for r in await connection.fetch(_STANDS, list(sids), now)}
+        return actors
+
+    async def hold(self, connection: Connection, sid: str, now: float) -> None:
+        """Lock the session's row for the transaction; SessionEnded unless it is live, by its marks, by position and by
+        the held clock (11)."""
+        record = await connection.fetchrow(_STANDS + "FOR SHARE OF s", [sid], now)
+        ended = _ended(record) if record is not None else _UNKNOWN
+        if ended is not None:
+            raise SessionEnded(ended)
+        self._found[sid] = record
 
     async def look_again(self, connection: Connection) -> None:
         """Read what the log says since. The transaction holds the head's lock."""
-        if self._found:
-            head = min(record["head"] for record in self._found.values())
-            self._since = await rows_after(connection, head)
+        if not self:
+            return
+        seen = {caller: caller.seen for caller in self._callers if caller.seen is not None}
+        there = await present(connection, {era for _, era in seen.values()})
+        # Of an era that a failover lost as a whole the numbers were used again.
+        self._counted = {who: seq if era in there else seq - seq % ERA - 1 for who, (seq, era) in seen.items()}
+        since = min([*self._counted.values(), *(record["head"] for record in self._found.values())])
+        keys = {caller.id for caller in self._callers if caller.via == "api_key"}
+        users = {*(record["subject"] for record in self._found.values()), *map(_user, self._callers)} - {""}
+        self._since = await rows_naming(connection, since, {*self._found, *(f"key:{id}" for id in keys)}, users, keys)
 
     def ended(self, sid: str, before: int | None = None) -> Ended | None:
         """Why `sid` may not act: it was over when it was read, or ended by a row of the log before the seq `before`
@@ -69,6 +89,41 @@ class Actors:
             if (before is None or row.seq < before) and kills(row, sid, record["subject"], record["born"]):
                 return row.ended
         return _ended(record)
+
+    def refusal(self, sid: str, caller: Caller | None, before: int | None) -> Problem | None:
+        """The same of a session and a caller, as a problem."""
+        if (ended := self.ended(sid, before)) is not None:
+            return SessionEnded(ended)
+        if caller is None or caller not in self._counted:
+            return None
+        for row in self._since:
+            if self._counted[caller] < row.seq and (before is None or row.seq < before) and _takes(row, caller):
+                return Problem("forbidden", "what you may changed while this was under way: ask again")
+        return None
+
+    def require(self, before: int | None) -> None:
+        """Raise what speaks against any of them."""
+        refusals = [self.refusal(sid, None, before) for sid in self._found]
+        refusals += [self.refusal("", caller, before) for caller in self._callers]
+        for refusal in refusals:
+            if refusal is not None:
+                raise refusal
+
+
+def _user(caller: Caller) -> str:
+    """Whose rights they are, "" for a key that is no user's."""
+    return caller.owner if caller.via == "api_key" else caller.id
+
+
+def _takes(row: Row, caller: Caller) -> bool:
+    """Whether the row ends or changes what the caller may. That a session ended is asked of the session."""
+    if caller.via != "api_key":
+        return row.kind is Kind.RIGHTS and row.subject == caller.id
+    if row.kind is Kind.API_KEY:
+        return row.api_key == caller.id
+    if row.kind is Kind.RIGHTS and row.sid:
+        return row.sid == f"key:{caller.id}"
+    return row.kind in (Kind.USER, Kind.RIGHTS) and caller.owner != "" and row.subject == caller.owner
 
 
 def _ended(record: Any) -> Ended | None:

@@ -16,13 +16,13 @@ import asyncpg
 import msgspec
 
 from config.database import Connection, Pool
-from config.http import Problem
+from config.http import Caller, Problem
 from sessions import audit, idempotency
 from sessions.acting import Actors
 from sessions.errors import SessionEnded, Unavailable
 from sessions.idempotency import Key
 from sessions.log import Entry, Group, Written, write
-from sessions.model import Ended, Kind
+from sessions.model import Kind
 from sessions.transactions import OutcomeUnknown, transaction
 
 MOST = 500
@@ -51,7 +51,8 @@ class Deed(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Order:
-    """One entry that somebody waits for. `known`: its session or user must be in the database, else 404.
+    """One entry that somebody waits for. `known`: its session or user must be in the database, else 404. `by`: by whose
+    rights.
 
     The future's result is the receipt's id and whether it is an earlier call's (same Idempotency-Key).
     """
@@ -60,6 +61,7 @@ class Order:
     deed: Deed
     key: Key | None = None
     known: bool = True
+    by: Caller | None = None
     receipt: str = field(default_factory=lambda: uuid4().hex)
     done: "asyncio.Future[tuple[str, bool]]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -73,10 +75,10 @@ class Order:
 
 
 class _Overtaken(Exception):
-    """Sessions that act ended before the batch had the head: nothing of it is done. By receipt."""
+    """Who acts had lost that before the batch had the head: nothing of it is done. By receipt."""
 
-    def __init__(self, ended: dict[str, Ended]) -> None:
-        self.ended = ended
+    def __init__(self, refusals: dict[str, Problem]) -> None:
+        self.refusals = refusals
 
 
 class Committer:
@@ -138,9 +140,9 @@ class Committer:
             raise
         except _Overtaken as overtaken:
             for order in batch:
-                if order.receipt in overtaken.ended:
-                    order.refuse(SessionEnded(overtaken.ended[order.receipt]))
-            if rest := [order for order in batch if order.receipt not in overtaken.ended]:
+                if order.receipt in overtaken.refusals:
+                    order.refuse(overtaken.refusals[order.receipt])
+            if rest := [order for order in batch if order.receipt not in overtaken.refusals]:
                 await self._commit(rest)
         except asyncpg.PostgresError as error:  # of a statement: nothing was committed
             if len(batch) == 1:
@@ -170,7 +172,8 @@ class Committer:
                     order.answer(earlier[order.receipt], earlier=True)
 
         async with transaction(self._pool, then) as connection:
-            actors = await Actors.read(connection, {o.deed.sid for o in batch if o.deed.sid}, self._now())
+            sids = {o.deed.sid for o in batch if o.deed.sid}
+            actors = await Actors.read(connection, sids, self._now(), [o.by for o in batch])
             there = await _there(connection, batch)
             found = [o for o in batch if actors.ended(o.deed.sid) is None and _is_there(o, there)]
             earlier.update(await idempotency.claim(connection, {o.receipt: o.key for o in found if o.key}))
@@ -191,11 +194,11 @@ class Committer:
                 order.refuse(idempotency.conflict())
 
 
-def _overtaken(actors: Actors, orders: Sequence[Order], written: Written) -> dict[str, Ended]:
-    """Whose session was ended by a row before their own, by receipt."""
+def _overtaken(actors: Actors, orders: Sequence[Order], written: Written) -> dict[str, Problem]:
+    """Who lost what they act by to a row before their own, by receipt."""
     places = {row.receipt: row.seq for row in reversed(written.rows)}
-    found = {o.receipt: actors.ended(o.deed.sid, places[o.receipt]) for o in orders}
-    return {receipt: ended for receipt, ended in found.items() if ended is not None}
+    found = {o.receipt: actors.refusal(o.deed.sid, o.by, places[o.receipt]) for o in orders}
+    return {receipt: refusal for receipt, refusal in found.items() if refusal is not None}
 
 
 async def record(connection: Connection, deeds: Sequence[tuple[Deed, str]]) -> None:

@@ -5,7 +5,7 @@ Lock order: subjects by id, sessions by sid, then the head's only row, last (1a)
 comes with a bound keeps it. Nothing here is applied, hinted or confirmed, and no transaction begins or ends here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -103,6 +103,11 @@ l.min_version, l.receipt, l.spread_seconds, extract(epoch FROM l.committed_at)::
 """Of the log `l`, as `row_of` reads them."""
 
 _AFTER = f"SELECT {COLUMNS} FROM revocation_log l WHERE l.seq > $1 ORDER BY l.seq"  # noqa: S608
+_NAMING = f"""
+SELECT {COLUMNS} FROM revocation_log l WHERE l.seq > $1
+    AND (l.kind = 3 OR l.sid = ANY($2::text[]) OR l.subject = ANY($3::text[]) OR l.api_key = ANY($4::text[]))
+ORDER BY l.seq
+"""  # noqa: S608
 
 # now() and arrays of what was found, so that indexes are used: a batch costs what it deletes, however much there is.
 _PRUNE = """
@@ -420,6 +425,26 @@ async def rows_after(connection: Connection, seq: int) -> list[Row]:
     """What the log says after `seq`, in order; rows that this version cannot read are left out."""
     records = await connection.fetch(_AFTER, seq)
     return [row for record in records if isinstance(row := row_of(record), Row)]
+
+
+async def rows_naming(
+    connection: Connection, seq: int, sids: Collection[str], users: Collection[str], keys: Collection[str]
+) -> list[Row]:
+    """The same of those rows alone that name one of these, or everyone."""
+    records = await connection.fetch(_NAMING, seq, list(sids), list(users), list(keys))
+    return [row for record in records if isinstance(row := row_of(record), Row)]
+
+
+async def present(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Which of these are ids of rows of the log."""
+    if not ids:
+        return set()
+    return {r["id"].hex for r in await connection.fetch("SELECT id FROM revocation_log WHERE id = ANY($1)", list(ids))}
+
+
+async def hold_head(connection: Connection) -> None:
+    """Nothing is written to the log until the transaction's end. Take it last."""
+    await connection.execute("SELECT FROM revocation_head FOR SHARE")
 
 
 def row_of(record: Any) -> Row | Unreadable:

@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 
 from config.database import Connection, Pool
-from config.http import Problem, invalid
+from config.http import Caller, Problem, invalid
 from sessions import idempotency
 from sessions.acting import Actors
 from sessions.committer import Deed, record
-from sessions.errors import SessionEnded
 from sessions.idempotency import Key
 from sessions.log import Entry, Group, Written, write
 from sessions.model import Kind
@@ -52,7 +51,7 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Work:
-    """One range on its way. `then(written)` runs right after each COMMIT."""
+    """One range on its way, `by` whose rights. `then(written)` runs right after each COMMIT."""
 
     def __init__(
         self,
@@ -60,6 +59,7 @@ class Work:
         wanted: Range,
         receipt: str,
         deed: Deed,
+        by: Caller | None,
         then: Callable[[Written], None],
         now: Callable[[], float],
     ) -> None:
@@ -68,6 +68,7 @@ class Work:
         self._pool = pool
         self._wanted = wanted
         self._deed = deed
+        self._by = by
         self._then = then
         self._now = now
 
@@ -83,7 +84,7 @@ class Work:
     async def _first(self, key: Key | None) -> bool:
         written = Written()
         async with transaction(self._pool, lambda: self._then(written)) as connection:
-            actors = await Actors.read(connection, {self._deed.sid} - {""}, self._now())
+            actors = await Actors.read(connection, {self._deed.sid} - {""}, self._now(), [self._by])
             self._require(actors, None)
             await self._check(connection)
             before = await idempotency.claim(connection, {self.receipt: key}) if key is not None else {}
@@ -99,8 +100,8 @@ class Work:
         return complete
 
     def _require(self, actors: Actors, before: int | None) -> None:
-        if (ended := actors.ended(self._deed.sid, before)) is not None:
-            raise SessionEnded(ended)
+        if (refusal := actors.refusal(self._deed.sid, self._by, before)) is not None:
+            raise refusal
 
     async def _more(self) -> bool:
         written = Written()

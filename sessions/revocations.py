@@ -18,15 +18,18 @@ import structlog
 
 from config.clock import Clock
 from config.database import Connection, Pool
+from config.http import RIGHTS, Caller
 from config.redis import Bus
 from config.tasks import Tasks
-from sessions import acting, audit, idempotency, registration
+from sessions import audit, idempotency, registration
 from sessions import log as revocation_log
+from sessions.acting import Actors
 from sessions.applier import Applier, Closer
 from sessions.committer import Committer, Deed, Order
 from sessions.errors import Unavailable, translated
 from sessions.freshness import Freshness
-from sessions.hints import Acks, Caller, Count, Envelope, Hints
+from sessions.hints import Acks, Count, Envelope, Hints
+from sessions.hints import Caller as Pipe
 from sessions.idempotency import Key
 from sessions.log import Entry, Group, Written
 from sessions.memory import Again, Memory, Place, Verdict
@@ -66,12 +69,14 @@ class Writing:
     `receipt`: after the block, of what was appended; None when nothing was.
     """
 
-    def __init__(self, connection: Connection, actor: str, now: Callable[[], float]) -> None:
+    def __init__(self, connection: Connection, actor: str, now: Callable[[], float], by: Caller | None = None) -> None:
+        """`by`: whose rights it acts by, to which it is held."""
         self.connection = connection
         self.receipt: Receipt | None = None
         self._now = now
         self._id = uuid4().hex
         self._actor = actor
+        self._actors = Actors([by])
         self._entries: list[Entry] = []
         self._eras: list[Row] = []
 
@@ -90,15 +95,19 @@ class Writing:
 
     async def require_live(self, sid: str) -> None:
         """7e: hold the session's row, so that no revocation of it commits before this transaction; SessionEnded unless
-        it is live."""
-        await acting.hold(self.connection, sid, self._now())
+        it is live, here and, where everyone's end overtakes it, at the block's end."""
+        await self._actors.hold(self.connection, sid, self._now())
 
     async def finish(self) -> Written:
-        """Write what was collected. For `Revocations.writing` alone."""
+        """Write what was collected; whoever acts may still. For `Revocations.writing` alone."""
         written = Written()
         if self._entries:
             drafts = [entry.draft(self._id) for entry in self._entries]
             written = await revocation_log.write(self.connection, [Group(self._id, drafts, self._actor)])
+        elif self._actors:
+            await revocation_log.hold_head(self.connection)
+        await self._actors.look_again(self.connection)
+        self._actors.require(written.rows[0].seq if written.rows else None)
         written.rows[:0] = self._eras
         return written
 
@@ -115,7 +124,7 @@ class Revocations:
         pool: Pool,
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         bus: Bus,
-        pipe: Caller,
+        pipe: Pipe,
         *,
         clock: Clock,
         node: str,
@@ -245,12 +254,13 @@ class Revocations:
     async def writing(self, *, actor: str = "") -> AsyncIterator[Writing]:
         """One transaction. After COMMIT the rows are applied here, then hinted to the others (8b).
 
-        Raises Unavailable (nothing was done), Problem `outcome_unknown` (6d), and whatever the block raises (rolled
-        back). Cancelling the caller while COMMIT is out does not lose the rows: they are applied all the same.
+        Raises Unavailable (nothing was done), Problem `outcome_unknown` (6d), whatever the block raises (rolled back),
+        and SessionEnded or Problem `forbidden` where who acts may not any more (7e). Cancelling the caller while COMMIT
+        is out does not lose the rows: they are applied all the same.
         """
         written = Written()
         async with transaction(self._pool, lambda: self._committed(written)) as connection:
-            writing = Writing(connection, actor, self.database_now)
+            writing = Writing(connection, actor, self.database_now, RIGHTS.get())
             yield writing
             written = await writing.finish()
         for committed in written.receipts:
@@ -282,11 +292,11 @@ class Revocations:
     async def order(self, entry: Entry, deed: Deed, key: Key | None = None, *, known: bool = True) -> tuple[str, bool]:
         """The receipt's id, and whether it is an earlier call's (same key). `known`: 404 for what is not in the
         database."""
-        return await self._committer.submit(Order(entry, deed, key, known))
+        return await self._committer.submit(Order(entry, deed, key, known, RIGHTS.get()))
 
     async def order_range(self, wanted: Range, deed: Deed, key: Key | None = None) -> tuple[str, bool]:
         """The same for many rows under one receipt."""
-        work = Work(self._pool, wanted, uuid4().hex, deed, self._committed, self.database_now)
+        work = Work(self._pool, wanted, uuid4().hex, deed, RIGHTS.get(), self._committed, self.database_now)
         await work.run(key)
         return work.receipt, work.earlier
 
