@@ -152,7 +152,7 @@ def _verdict(checks: Sequence[Check], runs: Sequence[Trial], promise: Promise) -
     doubts = [check.check for check in checks if check.state == "warn"]
     worst = max((trial.closed for trial in runs), default=0.0)
     measured = f"worst time to close {worst * 1000:.0f} ms in {len(runs)} trials"
-    bound = f"with any one fault at most {promise.bound:g} s"
+    bound = f"with any one fault nothing passes after {promise.bound:g} s"
     if wrong:
         return f"It does NOT hold here: {', '.join(wrong)} ({measured})."
     if doubts:

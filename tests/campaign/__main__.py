@@ -19,6 +19,7 @@ from typing import Any
 
 import uvloop
 
+from tests.campaign.checker import Took
 from tests.campaign.mutations import MUTATIONS
 from tests.campaign.run import Outcome, run
 from tests.campaign.schedule import CROWD, FAULTS, Schedule, load, make
@@ -81,7 +82,7 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
     """Run them; the exit code."""
     totals: dict[str, Any] = {"runs": 0, "seed": planned[0].seed, "mutation": wanted.mutate, "schedule": 0, "events": 0}
     faults: dict[str, int] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[Took]] = {}
     worst, outcome = 0.0, None
     for number, schedule in enumerate(planned, 1):
         say(f"run {number} of {len(planned)}: seed {schedule.seed}, L = {schedule.lease:g} s, {schedule.nodes} nodes")
@@ -95,9 +96,9 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
         worst = max(worst, outcome.worst)
         for note in outcome.notes:
             say(f"  {note}")
-        for seconds, during in outcome.times:
-            for name in during or ("none",):
-                times.setdefault(name, []).append(seconds)
+        for took in outcome.times:
+            for name in took.during or ("none",):
+                times.setdefault(name, []).append(took)
         if wanted.runs:
             await asyncio.to_thread(record, outcome)
         if outcome.violations:
@@ -117,10 +118,16 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
     return VIOLATION if violations else CLEAN
 
 
-def spread(times: list[float]) -> dict[str, float]:
-    """How many, the median and the worst (s)."""
-    times = sorted(times)
-    return {"count": len(times), "p50": round(times[len(times) // 2], 3), "max": round(times[-1], 3)}
+def spread(times: list[Took]) -> dict[str, float]:
+    """How many, the median and the worst (s); the worst by a gateway that was not cut off, and the last frame."""
+    closes = sorted(took.close for took in times)
+    return {
+        "count": len(closes),
+        "p50": round(closes[len(closes) // 2], 3),
+        "max": round(closes[-1], 3),
+        "able": round(max(took.able for took in times), 3),
+        "frame": round(max(took.frame for took in times), 3),
+    }
 
 
 async def report(wanted: argparse.Namespace, outcome: Outcome) -> None:

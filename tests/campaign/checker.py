@@ -73,6 +73,20 @@ class Violation(NamedTuple):
     what: str
 
 
+class Took(NamedTuple):
+    """What one revocation took, in seconds from its COMMIT, and the faults that were under way.
+
+    `close`: to the last close. `able`: the same, but a gateway that was cut off or stopped is counted from when it no
+    longer was: before that it cannot know whom to close, and lets nothing pass. `frame`: to the last application frame
+    of a session that it ended, 0 if there was none.
+    """
+
+    close: float
+    able: float
+    frame: float
+    during: frozenset[str]
+
+
 @dataclass
 class Connection:
     """One connection as the log has it."""
@@ -462,20 +476,18 @@ class Checker:
             if not seen.ready:
                 yield Violation("liveness", seen.at, f"node {seen.node} is not ready in the end: {seen.why}")
 
-    def times(self) -> list[tuple[float, frozenset[str]]]:
-        """Seconds from COMMIT to the last close of each revocation that closed something, and the faults that were
-        under way. COMMIT by the receipt: when its answer came, less its `elapsed`."""
+    def times(self) -> list[Took]:
+        """Of each revocation that closed something. COMMIT by the receipt: when its answer came, less its `elapsed`."""
         return [
-            (max(0.0, last - committed), self._during(committed, last))
+            self._took(ended, answer.at - answer.elapsed)
             for r in self.revocations.values()
-            if (answer := r.answer) is not None and r.happened and answer.receipt
-            for committed in [answer.at - answer.elapsed]
-            if (last := self._last_close(r.asked)) is not None
+            if (answer := r.answer) is not None and r.happened and answer.receipt and (ended := self._ended(r.asked))
         ]
 
-    def _last_close(self, asked: Revoking) -> float | None:
-        ends = [
-            c.end.at
+    def _ended(self, asked: Revoking) -> list[tuple[Connection, float]]:
+        """The connections that it closed, of clients that read, and when."""
+        return [
+            (c, c.end.at)
             for c in self.connections.values()
             if c.end is not None
             and not c.dialled.rude
@@ -483,7 +495,25 @@ class Checker:
             and c.live_at < asked.at
             and self._closed_by(c, asked)
         ]
-        return max(ends, default=None)
+
+    def _took(self, ended: list[tuple[Connection, float]], committed: float) -> Took:
+        last = max(at for _, at in ended)
+        able = max(at - max(committed, self._away(c.dialled.node, committed, at)) for c, at in ended)
+        frame = max((f.at for c, _ in ended for f in c.frames), default=0.0)
+        return Took(
+            max(0.0, last - committed), max(0.0, able), max(0.0, frame - committed), self._during(committed, last)
+        )
+
+    def _away(self, node: int, since: float, until: float) -> float:
+        """Until when a node was cut off or stopped within this time."""
+        return max(
+            (
+                s.end
+                for s in self.faults
+                if node in s.began.blinds | s.began.halts and s.began.at <= until and since <= s.end <= until
+            ),
+            default=0.0,
+        )
 
     def _during(self, since: float, until: float) -> frozenset[str]:
         return frozenset(s.began.name for s in self.faults if s.began.at - 1 <= until and since <= s.end + 1)

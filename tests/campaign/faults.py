@@ -62,11 +62,12 @@ class Faults:
 
     @contextlib.asynccontextmanager
     async def _in_force(
-        self, name: str, *, blinds: Any = (), kills: Any = (), deafens: Any = (), note: str = ""
+        self, name: str, *, blinds: Any = (), kills: Any = (), deafens: Any = (), halts: Any = (), note: str = ""
     ) -> AsyncIterator[None]:
         id = next(self.world.ids)
         began = time.monotonic()
-        self.world.log(FaultBegan(began, id, name, frozenset(blinds), frozenset(kills), frozenset(deafens), note))
+        blind, killed, deaf, halted = (frozenset(nodes) for nodes in (blinds, kills, deafens, halts))
+        self.world.log(FaultBegan(began, id, name, blind, killed, deaf, note, halted))
         span: list[Any] = [name, began, float("inf")]
         self._spans.append(span)
         try:
@@ -259,7 +260,7 @@ class Faults:
             return
         os.kill(pid, signal.SIGSTOP)
         try:
-            async with self._in_force(name, note=f"node {node} for {seconds:.2f} s"):
+            async with self._in_force(name, halts={node}, note=f"node {node} for {seconds:.2f} s"):
                 await asyncio.sleep(seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -268,7 +269,7 @@ class Faults:
     async def _f9(self, name: str, seconds: float, node: int) -> None:
         pid = self.world.nodes[node].pid
         if pid:
-            async with self._in_force(name, note=f"node {node}"):
+            async with self._in_force(name, halts={node}, note=f"node {node}"):
                 os.kill(pid, signal.SIGUSR1)
                 await asyncio.sleep(seconds)
 
@@ -636,9 +637,10 @@ class Faults:
                     proxy.loss = 0.5
                 case _:
                     proxy.delay = DELAYS[how]
-        blinds = {node} if servers != "redis" and how in ("cut", "hold", "up", "down") else set()
+        halts = {node} if servers != "redis" else set()
+        blinds = halts if how in ("cut", "hold", "up", "down") else set()
         try:
-            async with self._in_force(name, blinds=blinds, note=f"{servers} of node {node}: {how}"):
+            async with self._in_force(name, blinds=blinds, halts=halts, note=f"{servers} of node {node}: {how}"):
                 if how == "slow":
                     self.world.keep(self._race(node))
                 await asyncio.sleep(seconds)

@@ -142,7 +142,8 @@ class Readiness(Event):
 @dataclass(frozen=True, slots=True)
 class FaultBegan(Event):
     """Logged once it is in force. `blinds`: nodes that cannot hear from the database. `kills`: nodes whose process was
-    killed: the kernel ends its sockets. `deafens`: nodes that do not hear what they publish."""
+    killed: the kernel ends its sockets. `deafens`: nodes that do not hear what they publish. `halts`: nodes that cannot
+    run, or hear from the database too late or not at all."""
 
     id: int
     name: str
@@ -150,6 +151,7 @@ class FaultBegan(Event):
     kills: frozenset[int] = frozenset()
     deafens: frozenset[int] = frozenset()
     note: str = ""
+    halts: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

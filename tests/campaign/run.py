@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.campaign.checker import Checker, Violation
+from tests.campaign.checker import Checker, Took, Violation
 from tests.campaign.faults import Faults
 from tests.campaign.history import History, Quiet
 from tests.campaign.people import CHANNELS, People
@@ -28,7 +28,7 @@ class Outcome:
     schedule: Schedule
     history: History
     violations: list[Violation]
-    times: list[tuple[float, frozenset[str]]]
+    times: list[Took]
     seconds: float
     steps: int
     skipped: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Outcome:
     @property
     def worst(self) -> float:
         """The worst time to close (s)."""
-        return max((seconds for seconds, _ in self.times), default=0.0)
+        return max((took.close for took in self.times), default=0.0)
 
     @property
     def faults(self) -> Counter[str]:

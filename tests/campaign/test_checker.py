@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.checker import check
+from tests.campaign.checker import Checker, check
 from tests.campaign.history import (
     Answered,
     Closed,
@@ -261,3 +261,21 @@ def test_a_publication_that_stands_in_its_channel_twice_is_named() -> None:
 
 def test_what_the_look_of_a_fault_finds_is_a_violation() -> None:
     assert rules(Finding(3.0, "F22", "a transaction is open")) == ["F22"]
+
+
+@pytest.mark.parametrize(("halted", "able"), [(0, 0.5), (1, 5.75)])
+def test_times_count_from_commit_and_for_a_gateway_that_was_cut_off_from_when_it_could_hear(
+    halted: int, able: float
+) -> None:
+    events = [
+        *BEGINNING,
+        FaultBegan(4.0, 1, "F11", halts=frozenset({halted})),
+        Revoking(4.5, 2, "sid", ONE, reason="r1"),
+        Revoked(5.0, 2, "confirmed", "lease", receipt="x", elapsed=0.25),
+        Frame(5.5, 1, "pub", 4.9),
+        FaultEnded(10.0, 1),
+        Closed(10.5, 1, 4501, "session revoked: r1"),
+    ]
+    (took,) = Checker(History(1.0, 0.05, events=events)).times()
+    assert (took.close, took.able, took.frame) == pytest.approx((5.75, able, 0.75))
+    assert took.during == {"F11"}

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.campaign.checker import Violation
+from tests.campaign.checker import Took, Violation
 from tests.campaign.history import FaultBegan, History
 from tests.campaign.plot import by_fault, closed_by, percentile
 from tests.campaign.run import Outcome
@@ -16,7 +16,11 @@ from tests.campaign.totals import BEGIN, END, add, record, table
 def outcome(seed: int = 1, *violations: Violation) -> Outcome:
     history = History(1.0, 0.05)
     history.events.append(FaultBegan(1.0, 1, "F8"))
-    times = [(0.0123, frozenset({"F8"})), (1.5, frozenset({"F8"})), (0.002, frozenset[str]())]
+    times = [
+        Took(0.0123, 0.0123, 0.0, frozenset({"F8"})),
+        Took(1.5, 0.3, 0.9, frozenset({"F8"})),
+        Took(0.002, 0.002, 0.0, frozenset[str]()),
+    ]
     return Outcome(make(seed, seconds=5), history, list(violations), times, 5.0, 7)
 
 
@@ -24,7 +28,8 @@ def test_runs_are_added_up() -> None:
     total = add(add({}, outcome(1)), outcome(2))
     assert (total["runs"], total["seeds"], total["steps"], total["faults"]) == (2, [1, 2], 14, {"F8": 2})
     assert total["times"] == {"F8": {"0.012": 2, "1.5": 2}, "none": {"0.002": 2}}
-    assert "| F8 | 2 | 4 | 12 ms | 1.5 s | 1.5 s |" in table(total)
+    assert total["able"]["F8"] == {"0.012": 2, "0.3": 2}
+    assert "| F8 | 2 | 4 | 12 ms | 1.5 s | 1.5 s | 300 ms | 900 ms |" in table(total)
     assert "Seeds: 1 to 2." in table(total)
 
 

@@ -7,15 +7,21 @@ from it. A run that found a violation is kept by its seed and rule alone.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.campaign.checker import Took
 from tests.campaign.plot import by_fault, closed_by, percentile, shown
 from tests.campaign.run import Outcome
 
 DATA, PAGE = Path("docs/campaign.json"), Path("docs/guarantee.md")
 PICTURES = {"time-to-close.svg": closed_by, "time-to-close-by-fault.svg": by_fault}
+MEASURES: dict[str, Callable[[Took], float]] = {
+    "times": lambda took: took.close,
+    "able": lambda took: took.able,
+    "frames": lambda took: took.frame,
+}
 BEGIN, END = "<!-- made from campaign.json -->\n", "<!-- end -->\n"
 
 
@@ -25,10 +31,7 @@ def add(total: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     if outcome.violations:
         found = {**total.get("violating", {}), str(seed): sorted({v.rule for v in outcome.violations})}
         return {**total, "violating": found}
-    times = {name: Counter(counts) for name, counts in total.get("times", {}).items()}
-    for seconds, during in outcome.times:
-        for name in during or ("none",):
-            times.setdefault(name, Counter())[f"{seconds:.2g}"] += 1
+    measures = {name: _counted(total.get(name, {}), outcome, which) for name, which in MEASURES.items()}
     faults = Counter(total.get("faults", {})) + outcome.faults
     return {
         "runs": total.get("runs", 0) + 1,
@@ -36,9 +39,18 @@ def add(total: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
         "steps": total.get("steps", 0) + outcome.steps,
         "events": total.get("events", 0) + len(outcome.history.events),
         "faults": dict(sorted(faults.items(), key=_order)),
-        "times": {name: dict(sorted(times[name].items(), key=lambda t: float(t[0]))) for name in sorted(times)},
+        **measures,
         "violating": total.get("violating", {}),
     }
+
+
+def _counted(before: Mapping[str, Any], outcome: Outcome, which: Callable[[Took], float]) -> dict[str, Any]:
+    """By fault, how many revocations took so many (rounded) seconds."""
+    counts = {name: Counter(found) for name, found in before.items()}
+    for took in outcome.times:
+        for name in took.during or ("none",):
+            counts.setdefault(name, Counter())[f"{which(took):.2g}"] += 1
+    return {name: dict(sorted(counts[name].items(), key=lambda t: float(t[0]))) for name in sorted(counts)}
 
 
 def _order(pair: tuple[str, Any]) -> int:
@@ -57,11 +69,18 @@ def _lines(total: Mapping[str, Any]) -> Iterator[str]:
     )
     for seed, rules in total.get("violating", {}).items():
         yield f"Seed {seed} reported {', '.join(rules)}.\n"
-    yield "\n| fault | times | revocations | p50 | p99 | max |\n|---|---|---|---|---|---|\n"
+    yield (
+        "\n| fault | times | revocations | p50 | p99 | max | max, by gateways that could | last frame |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+    )
     for name, counts in sorted(total["times"].items(), key=_order):
         times = total["faults"].get(name, "")
-        spread = " | ".join(shown(percentile(counts, share)) for share in (0.5, 0.99, 1.0))
-        yield f"| {name} | {times} | {sum(counts.values())} | {spread} |\n"
+        spread = [shown(percentile(counts, share)) for share in (0.5, 0.99, 1.0)]
+        worst = [
+            shown(percentile(total[which][name], 1.0)) if name in total.get(which, {}) else ""
+            for which in ("able", "frames")
+        ]
+        yield f"| {name} | {times} | {sum(counts.values())} | {' | '.join([*spread, *worst])} |\n"
 
 
 def _ranges(seeds: Sequence[int]) -> Iterator[str]:
