@@ -14,7 +14,7 @@ space that nobody walks through, and what is left out of a world does not touch 
 In every state: a socket whose gate is open belongs to no session that a confirmed row kills (I1), nor that a row kills
 which was committed L ago (I2). A row that a failover lost is promised again L after it was put back.
 
-`RULES` names what can be taken out. The model cannot see what lies in bytes and buffers (7, 8), refreshing, deadlines.
+`RULES` names what can be taken out. The model cannot see what lies in bytes and buffers (7, 8), nor deadlines.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from sessions.lease import Head, Lease, Next, Reply
+from sessions.lease import READER_VERSION, Head, Lease, Next, Reply, Unreadable
 from sessions.log import _placed
 from sessions.memory import Memory, Place, last_present
 from sessions.model import ERA, Kind, Position, Row
@@ -53,6 +53,8 @@ RULES = {
     "settled where renewed": "only the start that was renewed against is settled (6b)",
     "floor": "below the floor memory does not judge (2c, 9b)",
     "check": "memory is asked in the block that goes live (9b)",
+    "check after a refresh": "the same block after the awaits of a refresh (9c)",
+    "unreadable": "a row that asks for a newer reader is not passed (1d)",
     "position": "a reading carries the position of its own statement (2b)",
     "pair and era": "a place is a seq and an id, and eras begin anew (1c, 4b)",
     "era in the place": "a place is looked for under its own era (4a)",
@@ -91,7 +93,10 @@ class Server(NamedTuple):
 
 
 def _draft(id: str) -> Row:
-    return Row(0, id, "", Kind.USER if id == "R" else Kind.SESSION, 0, sid="x", subject=USER)
+    """R ends the user's sessions, B the session b, S another one; N ends b too, and asks for a newer reader."""
+    sid, version = ("b" if id in "BN" else "x"), READER_VERSION + (id == "N")
+    kind = Kind.USER if id == "R" else Kind.SESSION
+    return Row(0, id, "", kind, 0, sid="" if id == "R" else sid, subject=USER, min_version=version)
 
 
 def _kills(row: Row, sid: str, born: int) -> bool:
@@ -135,10 +140,18 @@ class Process(NamedTuple):
     asked: Asked | None = None
     first: Place | None = None
     promised: frozenset[str] = frozenset()  # acknowledged, and not carried out yet (rule out)
+    refreshing: "Refreshing | None" = None
+
+
+class Refreshing(NamedTuple):
+    """A refresh between its awaits and its last block: whose connection it was, and what was read for it."""
+
+    was: tuple[str, int]
+    token: tuple[str, int, Position]
 
 
 class Receipt(NamedTuple):
-    """A revocation of process 0 since its COMMIT returned."""
+    """A revocation since its COMMIT returned to process 0, or since process 1 read of it in the database (6d)."""
 
     row: str
     seq: int
@@ -146,6 +159,7 @@ class Receipt(NamedTuple):
     acked: frozenset[int]
     census: "Taken | None" = None
     confirmed: bool = False
+    by: int = 0  # the process that confirms
 
 
 class Taken(NamedTuple):
@@ -178,9 +192,10 @@ class World(NamedTuple):
     """What may happen in one walk."""
 
     name: str
-    revoke: tuple[str, ...] = ("R",)  # R ends the user's sessions; S another one, and is only a row in between
+    revoke: tuple[str, ...] = ("R",)  # see `_draft`
+    sessions: tuple[str, ...] = ("a",)
     log_in: tuple[str, ...] = ()
-    failover: bool = False
+    failovers: int = 0
     starts: bool = False  # process 1 is not there yet
     tokens: int = 1
     prunes: bool = True
@@ -191,6 +206,8 @@ class World(NamedTuple):
     puts_back: bool = True
     era_at_stake: bool = False  # process 1 has written S and T into an era that no standby has; somebody heard of T
     unknown: bool = False  # the standby has not heard of process 1's registration
+    refreshes: bool = False  # connections of process 1 go over to another session
+    finishes: bool = False  # process 1 confirms instead of 0, by what it reads in the database
 
 
 class Broken(NamedTuple):
@@ -242,13 +259,14 @@ class Model:
         place = Place(ERA, "E0")
         memory = self._number(Memory(place, "E0"))
         lease = Granted(L, (), 1, L)
-        one = Process(2, memory, lease, frozenset({("a", ERA)}))
+        one = Process(2, memory, lease, frozenset((sid, ERA) for sid in self.world.sessions if sid != "b"))
         zero = one if self.world.revoker_pauses else one._replace(sockets=frozenset())
         if self.world.starts:
             one = Process(0, memory, Granted(0, (), 0, 0), frozenset())
         there = (True, not self.world.starts)
         settled = 1 if self._settles else 0  # long ago, before process 1 came
-        server = Server(1, self._log((era,)), (L,), there, (place, place), 0, (("a", ERA),), settled=settled)
+        sessions = tuple((sid, ERA) for sid in self.world.sessions)
+        server = Server(1, self._log((era,)), (L,), there, (place, place), 0, sessions, settled=settled)
         standby = _copy(server)._replace(registered=(True, not self.world.unknown))
         if self.world.era_at_stake:
             server = self._append(server._replace(wrote=0), [_draft("S"), _draft("T")])
@@ -256,7 +274,7 @@ class Model:
                 one = self._carry_out(one, row, by_lease=True)
         return State(
             server,
-            standby if self.world.failover else None,
+            standby if self.world.failovers else None,
             None,
             (zero, one),
             (),
@@ -314,7 +332,8 @@ class Model:
             asked = process.asked
             if asked is not None:
                 asked = asked._replace(age=min(L, asked.age + 1))
-            since = min(L, lease.since + 1) if self._settles or (self.world.confirms and n == 0) else lease.since
+            asks = n == 0 or self.world.finishes
+            since = min(L, lease.since + 1) if self._settles or (self.world.confirms and asks) else lease.since
             return process._replace(lease=Granted(left, pending, lease.start, since), asked=asked)
 
         def receipt(r: Receipt) -> Receipt:
@@ -364,9 +383,10 @@ class Model:
             yield "1 is taken for dead", state._replace(server=server._replace(registered=(True, False)))
 
     def _fail_over(self, state: State, standby: Copy) -> State:
-        """What the standby has is the truth now. Rows that it lacks are promised again when they were put back."""
+        """What the standby has is the truth now, and it gets a standby of its own if there is another failover to come.
+        Rows that it lacks are promised again when they were put back."""
         server = Server(
-            2,
+            state.server.start + 1,
             standby.log,
             state.server.ages[: len(standby.log.rows)],
             standby.registered,
@@ -377,7 +397,7 @@ class Model:
         )
         return state._replace(
             server=server,
-            standby=None,
+            standby=_copy(server) if server.start <= self.world.failovers else None,
             old=_copy(state.server) if len(state.tokens) < self.world.tokens else None,
             receipts=tuple(r for r in state.receipts if r.row in standby.log.ids),
         )
@@ -400,7 +420,7 @@ class Model:
                 row = replace(row, id=f"E{server.start}")
             rows.append(replace(row, previous=rows[-1].id) if rows else row)
         log = self._log(server.log.rows + tuple(rows))
-        ages = tuple(0 if row.kind is Kind.USER else L for row in rows)  # of others no invariant asks
+        ages = tuple(L if row.kind is Kind.ERA or row.sid == "x" else 0 for row in rows)  # of others no invariant asks
         return server._replace(log=log, ages=server.ages + ages, wrote=server.start)
 
     def _log(self, rows: tuple[Row, ...]) -> Log:
@@ -420,7 +440,7 @@ class Model:
     def _returning(self, state: State) -> Iterator[tuple[str, State]]:
         """COMMIT returns: apply here, then hint."""
         server, zero = state.server, state.processes[0]
-        known = {r.row for r in state.receipts}
+        known = {r.row for r in state.receipts if r.by == 0}
         for row in server.log.rows:
             if row.id in known or row.id not in self.world.revoke or self._knows(zero, row.id):
                 continue
@@ -429,7 +449,7 @@ class Model:
             if state.before_commit is not None:
                 census = Taken(server.start, True, state.before_commit, True)
             receipts = state.receipts
-            if row.id == "R" and self.world.confirms:
+            if row.id == self.world.revoke[-1] and self.world.confirms and not self.world.finishes:
                 receipts = (Receipt(row.id, row.seq, 0, frozenset({0}), census),)
             yield (
                 f"{row.id}: COMMIT returns to 0",
@@ -441,23 +461,30 @@ class Model:
             )
 
     def _confirming(self, state: State) -> Iterator[tuple[str, State]]:
-        """By the census that was taken, and acknowledgements since; or by one that is taken now."""
+        """By the census that was taken, and acknowledgements since; or by one that is taken now. Who reads in the
+        database that a revocation is not confirmed may do it as well: m is then when it read that (6d)."""
+        if self.world.finishes and not state.receipts:
+            for row in state.server.log.rows:
+                if row.id == self.world.revoke[-1]:
+                    read = Receipt(row.id, row.seq, 0, frozenset(), by=1)
+                    yield f"{row.id}: 1 reads that it is not confirmed", state._replace(receipts=(read,))
         for receipt in state.receipts:
             if receipt.confirmed:
                 continue
             now = receipt._replace(census=self._census(state, receipt))
             if receipt.census is None:
-                yield f"{receipt.row}: census", state._replace(receipts=(now,))
+                yield f"{receipt.row}: census by {receipt.by}", state._replace(receipts=(now,))
             for taken in (receipt, now):
-                if taken.census is not None and (by := self._verdict(taken, state.processes[0].lease.start)):
-                    done = Receipt(receipt.row, receipt.seq, 0, frozenset(), confirmed=True)
-                    yield f"{receipt.row}: confirmed by {by}", state._replace(receipts=(done,))
+                start = state.processes[receipt.by].lease.start
+                if taken.census is not None and (by := self._verdict(taken, start)):
+                    done = Receipt(receipt.row, receipt.seq, 0, frozenset(), confirmed=True, by=receipt.by)
+                    yield f"{receipt.row}: confirmed by {receipt.by}, by {by}", state._replace(receipts=(done,))
                     break
 
     @property
     def _settles(self) -> bool:
         """Whether anything depends on it: a census is taken under a start that not everybody has seen."""
-        return self.world.failover and self.world.confirms
+        return bool(self.world.failovers) and self.world.confirms
 
     def _settling(self, state: State) -> Iterator[tuple[str, State]]:
         """6b: whoever has renewed against a start for L writes that down for all; the statement names the start."""
@@ -470,7 +497,7 @@ class Model:
                 yield f"{n} settles the start", state._replace(server=server._replace(settled=server.start))
 
     def _census(self, state: State, receipt: Receipt) -> Taken:
-        server, lease = state.server, state.processes[0].lease
+        server, lease = state.server, state.processes[receipt.by].lease
         there = Place(receipt.seq, receipt.row) in server.log.places
         members = tuple((n, self._acknowledged(server, n)) for n in (0, 1) if server.registered[n])
         by_others = server.settled == server.start or (bool(server.settled) and "settled start" in self.without)
@@ -528,6 +555,26 @@ class Model:
                     sockets = process.sockets | {(sid, born)}
                     yield f"{sid} connects to {n}", _with(state, n, process._replace(sockets=sockets))
 
+        if n == 1 and self.world.refreshes:
+            yield from self._refreshing(state)
+
+    def _refreshing(self, state: State) -> Iterator[tuple[str, State]]:
+        """9c: a connection goes over to the session of another token; it may have been closed while that was read."""
+        one = state.processes[1]
+        if one.refreshing is None:
+            for was in one.sockets:
+                for token in state.tokens:
+                    begun = one._replace(refreshing=Refreshing(was, token))
+                    yield f"{was[0]} begins to become {token[0]}", _with(state, 1, begun)
+        elif self._open(one):
+            was, (sid, born, position) = one.refreshing
+            sockets = one.sockets - {was}
+            admitted = "check after a refresh" in self.without or self._admits(one.memory, sid, born, position)
+            if was in one.sockets and admitted:
+                sockets |= {(sid, born)}
+            what = f"{was[0]} becomes {sid}" if admitted else f"{was[0]} is refused"
+            yield what, _with(state, 1, one._replace(sockets=sockets, refreshing=None))
+
     def _admits(self, memory: int, sid: str, born: int, position: Position) -> bool:
         key = ("judge", memory, sid, born, position)
         if key not in self._steps:
@@ -539,6 +586,8 @@ class Model:
         return bool(self._steps[key])
 
     def _hear(self, state: State, row: Row) -> Iterator[tuple[str, State]]:
+        if row.min_version > READER_VERSION:
+            return  # dropped where it is decoded (1d)
         one = state.processes[1]
         acked = tuple(
             r._replace(acked=r.acked | {1}) if (r.row, r.seq) == (row.id, row.seq) else r for r in state.receipts
@@ -579,7 +628,7 @@ class Model:
 
     def _renewing_0(self, state: State) -> Iterator[tuple[str, State]]:
         zero = state.processes[0]
-        late = self.world.failover and (self.world.confirms or self.world.puts_back)
+        late = self.world.failovers and (self.world.confirms or self.world.puts_back)
         if not late and not self.world.revoker_pauses:
             return
         place, era = self._place(zero)
@@ -627,13 +676,19 @@ class Model:
             float(server.start),
             0.0,
             Head(log.head, log.position.era, self._length(n), 0.0),
-            tuple(row for row in log.rows if row.seq > place.seq)[:PAGE],
+            tuple(self._brought(row, n) for row in log.rows if row.seq > place.seq)[:PAGE],
         )
         applied = (place, server.applied[1]) if n == 0 else (server.applied[0], place)
         return server._replace(applied=applied, beat=0 if n == 1 else server.beat), reply
 
+    def _brought(self, row: Row, n: int) -> Row | Unreadable:
+        """Process 0 reads one version more than 1, which with the rule out takes what it cannot read for nothing."""
+        if n == 0 or row.min_version <= READER_VERSION:
+            return row
+        return replace(row, sid="") if "unreadable" in self.without else Unreadable(row.seq, row.min_version)
+
     def _reply(self, reply: Reply) -> int:
-        key = (reply.registered, reply.pair, reply.start, reply.head, tuple((r.seq, r.id) for r in _rows(reply)))
+        key = (reply.registered, reply.pair, reply.start, reply.head, reply.rows)
         number = self._reply_numbers.setdefault(key, len(self._replies))
         if number == len(self._replies):
             self._replies.append(reply)
@@ -658,7 +713,7 @@ class Model:
                 memory = self._step(process.memory, ("rewind", back), lambda m: m.rewind(back))
                 process = process._replace(memory=memory)
             return process, state
-        for row in _rows(reply):
+        for row in _readable(reply):
             process = self._carry_out(process, row, by_lease=True)
         if "head" in self.without or ("pair and era" in self.without and self._reaches(process, reply)):
             process = process._replace(lease=process.lease._replace(left=max(process.lease.left, L - age)))
@@ -739,8 +794,12 @@ def _copy(server: Server) -> Copy:
     return Copy(server.log, server.registered, server.sessions, server.settled)
 
 
-def _rows(reply: Reply) -> list[Row]:
-    return [row for row in reply.rows if isinstance(row, Row)]
+def _readable(reply: Reply) -> Iterator[Row]:
+    """1d: up to the first that cannot be read."""
+    for row in reply.rows:
+        if isinstance(row, Unreadable):
+            return
+        yield row
 
 
 def _lease(granted: Granted, now: float) -> Lease:
@@ -782,7 +841,7 @@ WORLDS = (
     World("a process starts and is taken for dead", starts=True, removes=True),
     World(
         "rows are lost",
-        failover=True,
+        failovers=1,
         revoke=("S", "R"),
         tokens=0,
         prunes=False,
@@ -790,17 +849,32 @@ WORLDS = (
         confirms=False,
         puts_back=False,
     ),
-    World("a registration is lost", failover=True, unknown=True, tokens=0, prunes=False, short=True, puts_back=False),
-    World("tokens outlive a failover", failover=True, short=True, confirms=False),
-    World("a login is lost", failover=True, log_in=("b",), tokens=0, prunes=False, short=True, confirms=False),
+    World("a registration is lost", failovers=1, unknown=True, tokens=0, prunes=False, short=True, puts_back=False),
+    World("tokens outlive a failover", failovers=1, short=True, confirms=False),
+    World("a login is lost", failovers=1, log_in=("b",), tokens=0, prunes=False, short=True, confirms=False),
     World(
         "the first head is lost",
-        failover=True,
+        failovers=1,
         starts=True,
         tokens=0,
         prunes=False,
         short=True,
         confirms=False,
     ),
-    World("an era is lost", era_at_stake=True, failover=True, tokens=0, prunes=False, short=True, confirms=False),
+    World("an era is lost", era_at_stake=True, failovers=1, tokens=0, prunes=False, short=True, confirms=False),
+    World("an era is lost after another", failovers=2, tokens=0, prunes=False, short=True, confirms=False),
+    World("another process finishes", failovers=1, finishes=True, tokens=0, prunes=False, short=True, puts_back=False),
+    World("a refresh moves into another session", revoke=("B",), sessions=("a", "b"), refreshes=True),
+    World("a row is of a newer version", revoke=("S", "N"), sessions=("a", "b"), prunes=False),
 )
+
+LARGE = (
+    World("tokens outlive two failovers", failovers=2, tokens=1, prunes=False, short=True, confirms=False),
+    World("a login is lost twice", failovers=2, log_in=("b",), tokens=0, prunes=False, short=True, confirms=False),
+)
+"""Walked by hand: `python -m tests.revocation.model`."""
+
+if __name__ == "__main__":
+    for world in (*WORLDS, *LARGE):
+        model = Model(world)
+        print(f"{world.name}: {model.walk() or 'holds'}, {model.states:,} states", flush=True)

@@ -22,6 +22,8 @@ FOUND_IN = {
     "settled where renewed": "a registration is lost",
     "floor": "connects",
     "check": "connects",
+    "check after a refresh": "a refresh moves into another session",
+    "unreadable": "a row is of a newer version",
     "position": "tokens outlive a failover",
     "pair and era": "rows are lost",
     "era in the place": "an era is lost",
