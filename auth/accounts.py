@@ -84,7 +84,14 @@ class Accounts:
             revocations, pool, registry, secret=secret, foreign=self.external.could_name
         )
         roles = settings.auth.roles
-        self.api_keys = ApiKeys(pool, revocations, settings.http_api.key.get_secret_value(), roles=roles, clock=clock)
+        self.api_keys = ApiKeys(
+            pool,
+            revocations,
+            settings.http_api.key.get_secret_value(),
+            roles=roles,
+            second_factor_roles=settings.auth.second_factor_roles,
+            clock=clock,
+        )
         self._operators = OperatorRoutes(pool, settings)
         self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
         self.passwords = Passwords(settings.auth)

@@ -4,8 +4,9 @@ A key is 256 random bits, of which only SHA-256 is stored, so finding one is a l
 of keys that are nobody's is one statement a loop turn. What was read is kept with its position in the revocation log;
 expiry and revocation are asked on every use.
 
-A key that a person made is theirs: it may no more than they may now, and falls with them. One that is to outlive people
-belongs to a service account. How keys are made and changed stands in `key_keeping`.
+A key that a person made is theirs: it may no more than they may now, falls with them, and rests while their role wants
+a second factor that they have not. One that is to outlive people belongs to a service account. How keys are made and
+changed stands in `key_keeping`.
 """
 
 import hashlib
@@ -41,7 +42,8 @@ class _Known(msgspec.Struct):
 
 
 class ApiKeys:
-    """The keys as this process knows them. `static` is `http_api.key`, "" for none; `roles` is `auth.roles`."""
+    """The keys as this process knows them. `static` is `http_api.key`, "" for none; `roles` is `auth.roles`,
+    `second_factor_roles` is `auth.second_factor_roles`."""
 
     def __init__(
         self,
@@ -50,9 +52,11 @@ class ApiKeys:
         static: str,
         *,
         roles: Mapping[str, Iterable[str]] = scopes.DEFAULT_ROLES,
+        second_factor_roles: Iterable[str] = (),
         clock: Clock,
     ) -> None:
         self._pool, self._revocations, self._roles, self._clock = pool, revocations, roles, clock
+        self._second_factor_roles = frozenset(second_factor_roles)
         self._static = hash_of(static) if static else b""
         self._known: dict[bytes, _Known] = {}
         self._reads: Batch[bytes, _Known] = Batch(self._load)
@@ -109,7 +113,8 @@ class ApiKeys:
             raise _refused()
         if len(self._known) >= KEPT:
             del self._known[next(iter(self._known))]
-        self._known[digest] = known
+        if not known.caller.lacks_factor:  # no row of the log says that there is one now
+            self._known[digest] = known
         return known
 
     async def _load(self, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
@@ -120,10 +125,12 @@ class ApiKeys:
         return {row["hash"]: self._row(row) for row in await connection.fetch(_LOAD, digests)}
 
     def _row(self, row: Any) -> _Known:
-        granted, owner = frozenset(row["scopes"]), row["owner"] or ""
+        granted, owner, lacks_factor = frozenset(row["scopes"]), row["owner"] or "", False
         if owner:
             granted = scopes.meet(granted, scopes.of_roles(self._roles, row["owner_roles"]))
-        caller = Caller("api_key", row["id"], scopes=granted, service=row["service_account"] or "", owner=owner)
+            lacks_factor = not (row["owner_has_factor"] or self._second_factor_roles.isdisjoint(row["owner_roles"]))
+        service = row["service_account"] or ""
+        caller = Caller("api_key", row["id"], scopes=granted, lacks_factor=lacks_factor, service=service, owner=owner)
         return _Known(caller, row["good_until"], Position(row["seq"], row["era_id"].hex))
 
     def _touch(self, id: str) -> None:
@@ -148,7 +155,9 @@ def _refused() -> Problem:
 
 _LOAD = """
 select s.hash, extract(epoch from s.good_until)::float8 as good_until, k.id, k.scopes, k.service_account, k.owner,
-    u.roles as owner_roles, h.seq, h.era_id
+    u.roles as owner_roles, h.seq, h.era_id,
+    exists (select from totp t where t.subject = k.owner and t.confirmed_at is not null)
+        or exists (select from passkeys p where p.subject = k.owner) as owner_has_factor
 from api_keys k cross join revocation_head h
 cross join lateral (values
     (k.hash, k.expires_at), (k.previous_hash, least(k.expires_at, k.previous_until))

@@ -13,7 +13,7 @@ from auth import key_keeping, one_time, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.passwords import Passwords
-from auth.service import Client, Ledger, confirm, hold, require_within
+from auth.service import Client, Ledger, confirm, hold
 from auth.throttle import Throttle
 from config.database import Connection, Pool
 from config.http import Problem
@@ -80,8 +80,8 @@ class Erasure:
             await self._freshness.require(actor.removeprefix("user:"), sid)
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
-                await hold(writing, id, actor, sid)
-                await erase(writing, id, actor=actor, sid=sid, address=address, reason=reason, beyond=beyond)
+                await hold(writing, id, actor, sid, beyond)
+                await erase(writing, id, actor=actor, sid=sid, address=address, reason=reason)
         return self._done(writing.receipt)
 
     def _done(self, receipt: Receipt | None) -> Receipt:
@@ -101,15 +101,12 @@ async def erase(
     sid: str = "",
     address: str = "",
     reason: str = "",
-    beyond: Collection[str] = (),
 ) -> None:
     """End every session of a user whose subject the caller has locked, and delete what is known of them, but for the
-    audit, which the job does. Problems: not_found, forbidden (a role of `beyond`, which may more than the actor)."""
+    audit, which the job does. Problem not_found."""
     connection = writing.connection
-    subject = await store.subject(connection, id)
-    if subject is None:
+    if await store.subject(connection, id) is None:
         raise Problem("not_found")
-    require_within(subject.roles, beyond)
     writing.append(Entry(kind=model.Kind.USER, subject=id, code=model.DISABLED, reason="account_deleted"))
     account = await users.by_id(connection, id)
     await store.erase_subject(connection, id, known_elsewhere=not users.is_local(id))

@@ -15,7 +15,7 @@ from auth import freshness, letters, passkeys, totp, users
 from auth.freshness import Freshness, State
 from auth.passkeys import Passkey, Passkeys
 from auth.passwords import Passwords, bounded
-from auth.service import Client, Ledger, hold, require_guarded, require_within
+from auth.service import Client, Ledger, hold, require_guarded
 from auth.throttle import Attempt, Throttle
 from auth.totp import Begun, Codes
 from auth.users import Account
@@ -253,11 +253,9 @@ class Factors:
             await self._freshness.require(actor.removeprefix("user:"), sid, always=True)
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
-                await hold(writing, id, actor, sid)
+                await hold(writing, id, actor, sid, beyond)
                 at = self._revocations.database_now()
-                await remove_all(
-                    writing, self._mail, id, reason, actor=actor, sid=sid, address=address, at=at, beyond=beyond
-                )
+                await remove_all(writing, self._mail, id, reason, actor=actor, sid=sid, address=address, at=at)
         return writing.receipt
 
     # -- parts
@@ -351,13 +349,10 @@ async def remove_all(
     at: float,
     sid: str = "",
     address: str = "",
-    beyond: Collection[str] = (),
 ) -> None:
-    """What `Factors.lost` does, in the caller's transaction, which holds the subject. Problems not_found, forbidden."""
+    """What `Factors.lost` does, in the caller's transaction, which holds the subject. Problem not_found."""
     connection = writing.connection
     account = await users.by_id(connection, id)
-    if account is not None:
-        require_within(account.user.roles, beyond)
     if account is None or not account.second_factor:
         raise Problem("not_found", "there is no such user with a second factor")
     await totp.remove(connection, id)

@@ -39,12 +39,10 @@ class Impersonation:
         with translated():
             async with self._revocations.writing(actor=who.name) as writing:
                 connection = writing.connection
-                await hold(writing, id, who.name, who.sid)
-                admin, subject = await store.subject(connection, who.id), await store.subject(connection, id)
+                subject = await hold(writing, id, who.name, who.sid)
+                admin = await store.subject(connection, who.id)
                 if admin is None or not scopes.holds(scopes.of_roles(self._settings.roles, admin.roles), SCOPE):
                     raise Problem("forbidden", f"needs the scope {SCOPE}")
-                if subject is None:
-                    raise Problem("not_found")
                 if id == who.id or scopes.of_roles(self._settings.roles, subject.roles):
                     raise Problem("forbidden", "nobody acts for themselves, or for who has rights over others")
                 if not subject.admitted(self._sessions.now()):

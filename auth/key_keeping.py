@@ -109,7 +109,7 @@ async def change(
     before = await _hold(writing, id)
     after: KeyInfo = before._replace(**wanted)
     _check(after.name, after.scopes, within)
-    if "expires_at" in wanted:
+    if "expires_at" in wanted or "scopes" in wanted:
         _require_end(after.expires_at, until)
     changed = _info(await writing.connection.fetchrow(_CHANGE, id, after.name, list(after.scopes), after.expires_at))
     if changed != before:
@@ -120,12 +120,19 @@ async def change(
 
 
 async def rotate(
-    writing: Ledger, id: str, overlap: float, *, within: Collection[str], by: Mapping[str, Any]
+    writing: Ledger,
+    id: str,
+    overlap: float,
+    *,
+    within: Collection[str],
+    until: float | None = None,
+    by: Mapping[str, Any],
 ) -> tuple[str, KeyInfo]:
     """Another secret of the same key; the one before it is good for `overlap` more seconds, and one before that no
     longer. Problems: not_found, forbidden."""
     before = await _hold(writing, id)
     _check(before.name, before.scopes, within)
+    _require_end(before.expires_at, until)
     secret = PREFIX + secrets.token_urlsafe(32)
     rotated = _info(await writing.connection.fetchrow(_ROTATE, id, hash_of(secret), overlap))
     _read_again(writing, id)

@@ -271,7 +271,10 @@ class KeyRoutes:
         overlap = call.body.overlap_seconds
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
-                secret, key = await keeping.rotate(writing, _id(call), overlap, within=call.who.scopes, by=call.by)
+                until = await self._end(writing, call.who)
+                secret, key = await keeping.rotate(
+                    writing, _id(call), overlap, within=call.who.scopes, until=until, by=call.by
+                )
         return MadeKey(secret, view(key))
 
     async def revoke(self, call: Call[None, Nothing]) -> None:

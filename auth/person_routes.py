@@ -11,12 +11,13 @@ from auth.erasure import Erasure
 from auth.freshness import Freshness
 from auth.mailbox_routes import Text, who_asks
 from auth.personal_data import PersonalData
+from auth.service import hold
 from auth.throttle import Throttle
 from config import scopes
 from config.database import Pool
-from config.http import Call, Nothing, Problem, Route, plain, streamed
+from config.http import Call, Nothing, Route, plain, streamed
 from config.settings import Auth
-from sessions import audit, cookies, store
+from sessions import audit, cookies
 from sessions.errors import translated
 from sessions.revocations import Receipt, Revocations
 
@@ -127,9 +128,8 @@ class PersonRoutes:
     async def _parts(self, call: Call[Any, Any], id: str, reason: str) -> AsyncIterator[bytes]:
         who = call.who
         with translated():
-            async with self._revocations.acting(who.name, who.sid) as writing:
-                if await store.subject(writing.connection, id) is None:
-                    raise Problem("not_found")
+            async with self._revocations.writing(actor=who.name) as writing:
+                await hold(writing, id, who.name, who.sid or "", scopes.beyond(self._settings.roles, who.scopes))
                 await audit.append(
                     writing.connection,
                     "user.exported",

@@ -567,13 +567,23 @@ async def take_over(writing: Writing, guest: Held) -> None:
     writing.append(Entry(kind=Kind.RIGHTS, subject=guest.user, reason="registered"))
 
 
-async def hold(writing: Ledger, id: str, actor: str, sid: str) -> None:
+async def hold(writing: Ledger, id: str, actor: str, sid: str, beyond: Collection[str] = ()) -> Subject:
     """Lock the user whom something is done to, and the session `sid` that does it, which must be live (7e); "" for who
     needs none. The `actor`, whose session it is, is locked before it with the other, in one order: two who change each
-    other at once would else wait for each other."""
+    other at once would else wait for each other.
+
+    Whatever an admin does to a user comes by here. Problems: not_found, forbidden for a user with a role of `beyond`,
+    the roles that may more than the actor (`config.scopes.beyond`).
+    """
     await store.lock_subjects(writing.connection, [id, actor.removeprefix("user:")] if sid else [id])
     if sid:
         await writing.require_live(sid)
+    subject = await store.subject(writing.connection, id)
+    if subject is None:
+        raise Problem("not_found")
+    if actor != f"user:{id}":
+        require_within(subject.roles, beyond)
+    return subject
 
 
 async def confirm(
@@ -683,11 +693,8 @@ async def change_user(
     `actor`, `sid`: as `hold` takes them.
     """
     connection = writing.connection
-    await hold(writing, id, actor, sid)
-    before = await store.subject(connection, id)
-    if before is None:
-        raise Problem("not_found")
-    require_within({*before.roles, *(roles or ())}, beyond)
+    before = await hold(writing, id, actor, sid, beyond)
+    require_within(roles or (), beyond)
     if roles is not None and rules is not None and not granting.of_roles(rules.roles, before.roles):
         account = await users.by_id(connection, id)
         if account is not None:

@@ -203,9 +203,10 @@ class Caller:
 
     `id` is the user id or the key's id; `sid` is None for a key. `via` says which credential spoke. `scopes` are the
     key's, or those of the session's roles. `lacks_factor`: a role wants a second factor, and this session has not seen
-    one. `service` is the service account that a key belongs to, `owner` the user who made it. `act`: who acts for this
-    user in that session, "" for nobody else. `aal`: what the session has shown, 0 for a key. `seen`: up to where the
-    revocation log was counted in when this was judged, a seq and the id of its era; None for who stands in no table.
+    one, or the key's owner has none. `service` is the service account that a key belongs to, `owner` the user who made
+    it. `act`: who acts for this user in that session, "" for nobody else. `aal`: what the session has shown, 0 for a
+    key. `seen`: up to where the revocation log was counted in when this was judged, a seq and the id of its era; None
+    for who stands in no table.
     """
 
     via: Literal["bearer", "cookie", "api_key"]

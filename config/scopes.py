@@ -18,7 +18,7 @@ SCOPES: Final[Mapping[str, str]] = {
     "jobs:read": "see work that waits or was given up",
     "jobs:write": "try it again, drop it",
     "keys:read": "see API keys and service accounts",
-    "keys:write": "make, change, rotate, revoke API keys that may no more than oneself; keep service accounts",
+    "keys:write": "make, change, rotate, revoke API keys that may no more, nor live longer; keep service accounts",
     "mail": "see letters that wait or were given up, and to whom",
     "nodes": "see the nodes of the cluster",
     "revocations": "end anyone's sessions, and read receipts",
@@ -26,12 +26,12 @@ SCOPES: Final[Mapping[str, str]] = {
     "settings": "see the settings in force; secrets are masked",
     "signing-keys:read": "see the keys that sign access tokens",
     "signing-keys:write": "sign with the next key",
-    "users:export": "have all that is kept of a person",
+    "users:export": "have all that is kept of a person who may no more than oneself",
     "users:impersonate": "act for a user who has no rights of this table, for half an hour",
     "users:read": "see accounts",
     "users:write": "disable, ban, enable and delete users, remove lost factors, give and take roles within one's own",
     "webhooks:read": "see webhooks",
-    "webhooks:write": "make, try, enable and delete webhooks",
+    "webhooks:write": "make, try, enable, replay and delete webhooks, which wants what reading their events does",
 }
 
 KNOWN: Final = frozenset({ALL, *SCOPES, *(scope.partition(":")[0] for scope in SCOPES)})

@@ -503,4 +503,4 @@ async def _api_caller(request: web.Request) -> Caller | None:
 
 
 def _may_call(caller: Caller | None) -> bool:
-    return caller is not None and caller.via == "api_key" and caller.may("api")
+    return caller is not None and caller.via == "api_key" and caller.may("api") and not caller.lacks_factor

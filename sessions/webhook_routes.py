@@ -9,11 +9,11 @@ from uuid import UUID
 import msgspec
 from cyclopts import App, Parameter
 
-from config import outside
+from config import outside, scopes
 from config.commands import COMMON, Common, database, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
-from config.http import Call, Nothing, Problem, Route, invalid, moment, rfc3339
+from config.http import Call, Caller, Nothing, Problem, Route, invalid, moment, rfc3339
 from config.jobs import Jobs
 from config.sealing import Sealer
 from config.settings import Sessions as SessionSettings
@@ -180,6 +180,7 @@ class WebhookRoutes:
             raise invalid("events", unknown)
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                _require_hearing(call.who, body.events)
                 try:
                     made = await _create(writing.connection, self._sealer, body.url, body.events, call.by)
                 except ValueError as error:
@@ -190,7 +191,7 @@ class WebhookRoutes:
         await self._changed(call, webhooks.delete, "webhook.deleted")
 
     async def enable(self, call: Call[Nothing, Nothing]) -> None:
-        await self._changed(call, webhooks.enable, "webhook.enabled")
+        await self._changed(call, webhooks.enable, "webhook.enabled", hearing=True)
 
     async def test(self, call: Call[Nothing, Nothing]) -> None:
         await self._changed(call, _tested, "webhook.tested")
@@ -202,19 +203,30 @@ class WebhookRoutes:
             raise invalid("since", "a time before until, and before now")
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                _require_hearing(call.who, await webhooks.events_of(writing.connection, id))
                 count = await _replay(writing.connection, id, since, until, call.by)
         if count is None:
             raise Problem("not_found")
         self._jobs.wake()
         return Replayed(count)
 
-    async def _changed(self, call: Call[Any, Nothing], change: Change, action: audit.Action) -> None:
+    async def _changed(
+        self, call: Call[Any, Nothing], change: Change, action: audit.Action, *, hearing: bool = False
+    ) -> None:
         id = _of(call)
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
+                if hearing:
+                    _require_hearing(call.who, await webhooks.events_of(writing.connection, id))
                 if not await _change(writing.connection, change, action, id, call.by):
                     raise Problem("not_found")
         self._jobs.wake()
+
+
+def _require_hearing(who: Caller, events: Sequence[str]) -> None:
+    """Nobody has told elsewhere what they may not read here."""
+    if lacking := scopes.lacking(who.scopes, sorted(webhooks.scopes_to_hear(events))):
+        raise Problem("forbidden", f"who has this told needs the scope {lacking[0]}")
 
 
 def _of(call: Call[Any, Any]) -> str:

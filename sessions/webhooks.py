@@ -129,6 +129,12 @@ def unknown(wanted: Sequence[str]) -> str:
     return ""
 
 
+def scopes_to_hear(wanted: Sequence[str]) -> set[str]:
+    """The scopes by which the same can be read: of the audit, but for failed logins, whose number stands with users."""
+    heard = {event for event in EVENTS for one in wanted if one in ("*", event, event.partition(".")[0] + ".*")}
+    return {"users:read" if event == "login.failed" else "audit" for event in heard}
+
+
 def networks(settings: Settings) -> Sequence[outside.Network]:
     """The networks inside which webhooks may lead."""
     return [ipaddress.ip_network(network, strict=False) for network in settings.allow_networks]
@@ -170,6 +176,11 @@ async def listed(pool: Pool) -> list[Webhook]:
 async def delete(connection: Connection, id: str) -> bool:
     """Whether it was there. What waits for it is given up."""
     return await connection.fetchval("DELETE FROM webhooks WHERE id = $1 RETURNING true", id) is not None
+
+
+async def events_of(connection: Connection, id: str) -> list[str]:
+    """What it wants; nothing where there is none such."""
+    return await connection.fetchval("SELECT events FROM webhooks WHERE id = $1", id) or []
 
 
 async def enable(connection: Connection, id: str) -> bool:

@@ -608,3 +608,22 @@ async def test_a_role_that_needs_a_second_factor_is_none_for_admin_routes_withou
     off = await house.call("DELETE", "/auth/totp", {"code": phone.code()}, token=on.json["access_token"])
     assert off.status == 204
     assert await admins(on.json["access_token"]) == (403, "second_factor_required")
+
+
+async def test_the_key_of_an_admin_went_on_without_the_second_factor_that_the_role_wants(
+    house: House, db_clock: Clock
+) -> None:
+    me = await alice(house, db_clock)
+    await house.pool.execute("update subjects set roles = '{admin}' where id = $1", me.id)
+    token = (await me.login()).json["access_token"]
+    made = (await house.call("POST", "/admin/keys", {"name": "mine", "scopes": ["*"]}, token=token)).json
+    key = {"X-API-Key": made["secret"]}
+    assert (await house.call("GET", "/admin/users", headers=key)).status == 200
+    await house.pool.execute("update users set password_at_least = 100 where id = $1", me.id)
+    gone = await house.call("DELETE", "/auth/totp", {"code": me.phone.code()}, token=token)
+    assert gone.status == 204, gone.text
+    resting = await house.call("GET", "/admin/users", headers=key)
+    assert (resting.status, resting.code) == (403, "second_factor_required")
+    again = await house.login(ALICE)
+    await turn_on(house, db_clock, again, "token")
+    assert (await house.call("GET", "/admin/users", headers=key)).status == 200

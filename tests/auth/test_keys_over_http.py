@@ -265,3 +265,19 @@ async def test_a_failover_that_lost_a_keys_revocation_left_it_good_once_its_row_
         row = Entry(kind=Kind.API_KEY, api_key=id).draft("")
         await log.put_back(connection, [row])
         assert await connection.fetchval("select revoked_at is not null from api_keys where id = $1", id)
+
+
+async def test_a_key_outlived_its_end_by_another_that_it_rotated_or_gave_its_scopes_to(
+    house: House, root: dict[str, Any]
+) -> None:
+    soon = (await make(house, root, "keys", "audit", expires_at=at(house, 3600))).json
+    own: dict[str, Any] = {"headers": {"X-API-Key": soon["secret"]}}
+    for later in (None, at(house, 7200)):
+        other = f"/admin/keys/{(await make(house, root, 'keys:read', expires_at=later)).json['key']['id']}"
+        assert (await house.call("POST", f"{other}/rotation", {}, **own)).code == "forbidden"
+        assert (await house.call("PATCH", other, {"scopes": ["audit"]}, **own)).code == "forbidden"
+        assert (await house.call("PATCH", other, {"name": "renamed"}, **own)).status == 200
+        assert (await house.call("POST", f"{other}/rotation", {}, **root)).status == 200
+    sooner = (await make(house, root, "keys:read", expires_at=at(house, 60))).json["key"]["id"]
+    for id in (sooner, soon["key"]["id"]):
+        assert (await house.call("POST", f"/admin/keys/{id}/rotation", {}, **own)).status == 200

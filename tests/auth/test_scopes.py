@@ -20,7 +20,8 @@ from tests.auth.conftest import House, build
 
 ROLES = {f"only{n}": [scope] for n, scope in enumerate(SCOPES)}
 ROLES |= {f"not{n}": [other for other in SCOPES if other != scope] for n, scope in enumerate(SCOPES)}
-ROLES |= {"support": ["users:read", "sessions"], "lead": ["users"]}
+ROLES |= {"support": ["users:read", "sessions"], "lead": ["users"], "exporter": ["users:export"]}
+ROLES |= {"hooks": ["webhooks"], "readers": ["audit", "users:read"], "admin": ["*"]}
 
 
 @pytest.fixture
@@ -135,3 +136,46 @@ def test_the_scopes_are_told_in_one_table() -> None:
     document = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
     told = dict(re.findall(r"^\| `([a-z:*-]+)` \| (.+) \|$", document, re.MULTILINE))
     assert told == {**SCOPES, "*": "everything"}
+
+
+async def test_whoever_kept_webhooks_heard_what_only_readers_of_the_audit_may_know(house: House) -> None:
+    root, support = await house.admin(), await person(house, "hooks")
+    url = "https://example.org/hook"
+    for events, scope in ((["*"], "audit"), (["session.*"], "audit"), (["login.failed"], "users:read")):
+        refused = await house.call("POST", "/admin/webhooks", {"url": url, "events": events}, token=support["token"])
+        assert (refused.status, refused.code) == (403, "forbidden"), events
+        assert scope in refused.json["detail"]
+    made = await house.call("POST", "/admin/webhooks", {"url": url}, token=root)
+    path, since = f"/admin/webhooks/{made.json['id']}", {"since": "2020-01-01T00:00:00Z"}
+    for what, body in (("enable", {}), ("replay", since)):
+        assert (await house.call("POST", f"{path}/{what}", body, token=support["token"])).code == "forbidden"
+        assert (await house.call("POST", f"{path}/{what}", body, token=root)).status in (200, 204)
+    assert (await house.call("POST", f"{path}/test", {}, token=support["token"])).status == 204
+    assert (await house.call("DELETE", path, token=support["token"])).status == 204
+    reader = await person(house, "hooks", "readers")
+    assert (await house.call("POST", "/admin/webhooks", {"url": url}, token=reader["token"])).status == 201
+
+
+async def test_whoever_may_less_had_all_that_is_kept_of_whoever_may_more(house: House) -> None:
+    root, exporter = await house.admin(), await person(house, "exporter")
+    admin = (await house.call("GET", "/auth/me", token=root)).json["user"]["id"]
+    why, token = {"reason": "asked"}, exporter["token"]
+    refused = await house.call("POST", f"/admin/users/{admin}/export", why, token=token)
+    assert (refused.status, refused.json["detail"]) == (403, "the role admin may what you may not")
+    assert await house.pool.fetchval("select count(*) from audit where action = 'user.exported'") == 0
+    nobody = await person(house)
+    for id in (nobody["id"], exporter["id"]):
+        assert (await house.call("POST", f"/admin/users/{id}/export", why, token=token)).status == 200
+    assert (await house.call("POST", f"/admin/users/{exporter['id']}/export", why, token=root)).status == 200
+
+
+async def test_every_route_by_which_an_admin_acts_on_a_user_refuses_one_who_may_more(house: House) -> None:
+    """What is added later is found here: a route that changes something under /admin/users/{id}."""
+    root, some = await house.admin(), await person(house, "exporter", "lead")
+    admin = (await house.call("GET", "/auth/me", token=root)).json["user"]["id"]
+    routes = [r for r in admin_routes(house) if r.path.startswith("/admin/users/{id}") and r.method != "GET"]
+    assert len(routes) >= 5
+    for route in routes:
+        path = route.path.replace("{id}", admin)
+        answer = await house.call(route.method, path, {"reason": "x"}, token=some["token"])
+        assert (answer.status, answer.code) == (403, "forbidden"), (route.method, path, answer.text)
