@@ -6,6 +6,7 @@ while `run_at` is still the end of their own claim, so a straggler changes nothi
 the job's id. What kinds there are and what they do is their rooms' affair.
 
     Later    the handler wants to be asked again, for a reason that is no failure of ours
+    Failed   an attempt was in vain, in words
     GiveUp   trying again is of no use: the job is dead at once, for an admin to see
 """
 
@@ -54,6 +55,10 @@ class Later(Exception):
     def __init__(self, seconds: float, why: str) -> None:
         super().__init__(why)
         self.seconds = seconds
+
+
+class Failed(Exception):
+    """This attempt failed; the text says to an admin how."""
 
 
 class GiveUp(Exception):
@@ -256,7 +261,8 @@ class Jobs:
 
     def _failure(self, job: Job, kind: Kind, error: BaseException) -> _Outcome:
         self._figures["jobs_failed"] += 1
-        text = f"{type(error).__name__}: {error}".rstrip(": ").replace("\x00", "")[:_ERROR]
+        text = f"{error}" if isinstance(error, Failed | GiveUp) else f"{type(error).__name__}: {error}".rstrip(": ")
+        text = text.replace("\x00", "")[:_ERROR]
         text = text.encode(errors="replace").decode()  # as PostgreSQL can hold it
         dead = not kind.every and (isinstance(error, GiveUp) or job.attempt >= kind.attempts)
         log.warning("job_failed", job=job.id, kind=job.kind, attempt=job.attempt, dead=dead, error=text)
@@ -309,11 +315,12 @@ class Found:
     attempts: int
     error: str
     dead_at: float | None
+    periodic: bool
 
 
 _COLUMNS = """
 id, kind, payload, extract(epoch FROM created_at)::float8 AS created_at, extract(epoch FROM run_at)::float8 AS run_at,
-attempts, error, extract(epoch FROM dead_at)::float8 AS dead_at
+attempts, error, extract(epoch FROM dead_at)::float8 AS dead_at, key IS NOT NULL AS periodic
 """
 
 _PAGE = f"""

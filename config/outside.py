@@ -8,6 +8,7 @@ which addresses inside are allowed all the same.
 """
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -131,3 +132,22 @@ async def ask(
             if len(answer) > MAX_ANSWER:
                 raise aiohttp.ClientPayloadError(f"more than {MAX_ANSWER} bytes")
         return response.status, answer
+
+
+def why(error: Exception) -> str:
+    """What a request failed of (an aiohttp.ClientError or TimeoutError), in words for whoever gave us the address."""
+    match error:
+        case TimeoutError():
+            return f"no answer within {TIMEOUT:g} s"
+        case aiohttp.ClientConnectorDNSError():
+            return "its name cannot be resolved"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not good: {error.certificate_error}"
+        case aiohttp.ClientSSLError():
+            return f"no TLS with it: {error.os_error}"
+        case aiohttp.ClientConnectorError():
+            return f"cannot be reached: {os.strerror(error.errno) if error.errno else error.os_error}"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+            return "it hung up before it had answered"
+        case _:
+            return f"its answer is not HTTP as it should be ({type(error).__name__})"

@@ -17,6 +17,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import responses
 from typing import Any, Final, get_args
 from uuid import uuid4
 
@@ -28,7 +29,7 @@ from config import outside
 from config.clock import Clock
 from config.database import Connection, Pool
 from config.http import rfc3339
-from config.jobs import GiveUp, Job, Jobs, Kind, enqueue
+from config.jobs import Failed, GiveUp, Job, Jobs, Kind, enqueue
 from config.sealing import Sealer
 from config.settings import Webhooks as Settings
 from sessions import audit
@@ -107,7 +108,7 @@ class Webhooks:
         except (aiohttp.ClientError, TimeoutError) as error:
             if isinstance(error.__cause__, outside.Forbidden):
                 raise GiveUp(str(error.__cause__)) from None
-            raise ConnectionError(type(error).__name__) from None
+            raise Failed(outside.why(error)) from None
         await self._answered(event.webhook, status)
 
     async def _answered(self, id: str, status: int) -> None:
@@ -116,8 +117,14 @@ class Webhooks:
             log.warning("webhook_disabled", webhook=id, status=status)
             raise GiveUp("answered 410: the webhook is disabled")
         if not 200 <= status < 300:
-            raise ConnectionError(f"answered {status}")
+            raise Failed(_refusal(status))
         await self._pool.execute(_DELIVERED, id)
+
+
+def _refusal(status: int) -> str:
+    """What an answer that is no 2xx says."""
+    told = f"answered {status} {responses.get(status, '')}".rstrip()
+    return f"{told}: redirects are not followed" if 300 <= status < 400 else told
 
 
 def unknown(wanted: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ async def test_an_admin_sees_what_was_given_up_and_has_it_tried_again(house: Hou
             pass
     [job] = dead
     assert (job["kind"], job["state"], job["due_at"], job["attempts"]) == ("test.mail", "dead", None, 1)
-    assert (job["error"], job["payload"]) == ("GiveUp: the address is wrong", {"to": "a"})
+    assert (job["error"], job["payload"]) == ("the address is wrong", {"to": "a"})
     assert (await house.call("POST", f"/admin/jobs/{job['id']}/retry", {}, token=admin)).status == 204
     await until(lambda: seen == [1, 1])
     async with asyncio.timeout(5):
@@ -55,7 +55,7 @@ async def test_an_admin_sees_what_was_given_up_and_has_it_tried_again(house: Hou
             pass
     audit = (await house.call("GET", "/admin/audit?action=job", token=admin)).json["items"]
     assert [(row["action"], row["target"]) for row in audit] == [("job.retried", f"job:{job['id']}")]
-    assert audit[0]["detail"] == {"kind": "test.mail", "attempts": 0, "error": "GiveUp: the address is wrong"}
+    assert audit[0]["detail"] == {"kind": "test.mail", "attempts": 0, "error": "the address is wrong"}
 
 
 async def test_jobs_are_paged_filtered_and_dropped(house: House, pool: asyncpg.Pool) -> None:

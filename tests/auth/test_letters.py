@@ -274,7 +274,7 @@ async def test_a_letter_that_nobody_takes_is_tried_again_and_then_an_admins(
     box.recipient = "550 no such user"
     await ordered(pool, Order("address_taken", "ada@example.org", "de"))
     await until(lambda: working.figures()["jobs_dead"])
-    assert await pool.fetchval("SELECT error FROM jobs") == "GiveUp: the server refused the recipient with 550"
+    assert await pool.fetchval("SELECT error FROM jobs") == "the server refused the recipient with 550"
     box.recipient = "450 later"
     await pool.execute("DELETE FROM jobs")
     await ordered(pool, Order("address_taken", "ada@example.org", "de"))
@@ -290,8 +290,8 @@ async def test_letters_to_users_who_are_gone_and_orders_that_are_none_are_given_
     async with pool.acquire() as connection:
         await jobs_module.enqueue(connection, letters.JOB, [{"letter": "no such"}])
     await until(lambda: working.figures()["jobs_dead"] == 2)
-    errors = {record["error"][:30] for record in await pool.fetch("SELECT error FROM jobs")}
-    assert errors == {"GiveUp: its user is gone", "GiveUp: it is no order: Invalid"[:30]}
+    errors = {record["error"].partition(":")[0] for record in await pool.fetch("SELECT error FROM jobs")}
+    assert errors == {"its user is gone", "it is no order"}
 
 
 @pytest.mark.parametrize("name", ["https://evil.example", "Call 555 now", "a.b", "<b>", "you have won; visit x"])

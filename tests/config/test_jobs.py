@@ -116,7 +116,7 @@ async def test_giving_up_and_asking_for_later(pool: asyncpg.Pool, start: OPEN) -
     await until(lambda: jobs.figures()["jobs_dead"] == 1)
     await jobs.close()
     dead, later = sorted(await rows(pool), key=lambda row: row["dead_at"] is None)
-    assert (dead["error"], dead["attempts"]) == ("GiveUp: never", 1)
+    assert (dead["error"], dead["attempts"]) == ("never", 1)
     assert (later["error"], later["attempts"], later["claimed_by"]) == ("not yet", 0, None)
     assert later["wait"].total_seconds() > 50
 

@@ -3,13 +3,20 @@
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from config import outside
 from config.outside import Forbidden, allowed, check, open_client, post
@@ -166,3 +173,68 @@ async def test_an_answer_that_never_comes_is_given_up(
         with pytest.raises(TimeoutError):
             await post(client, f"http://127.0.0.1:{receiver[1].port}/", b"{}", {}, HERE)
     gone.set()
+
+
+async def failure_of(url: str) -> str:
+    async with open_client(HERE) as client:
+        with pytest.raises((aiohttp.ClientError, TimeoutError)) as caught:
+            await post(client, url, b"{}", {}, HERE)
+    return outside.why(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"", "it hung up before it had answered"),
+        (b"220 mail.example ESMTP\r\n\r\n", "its answer is not HTTP as it should be (ClientResponseError)"),
+    ],
+)
+async def test_who_gave_the_address_is_told_what_a_request_failed_of(said: bytes, told: str) -> None:
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(said)
+        writer.close()
+
+    server = await asyncio.start_server(hear, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        assert await failure_of(f"http://127.0.0.1:{port}/") == told
+        if said:
+            assert (await failure_of(f"https://127.0.0.1:{port}/")).startswith("no TLS with it: ")
+    assert await failure_of(f"http://127.0.0.1:{port}/") == "cannot be reached: Connection refused"
+
+
+async def test_a_name_that_leads_nowhere_is_said_to_and_a_server_that_is_silent(
+    receiver: tuple[Receiver, BaseTestServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = asyncio.Event()
+
+    async def never(_request: web.Request) -> web.StreamResponse:
+        await gone.wait()
+        return web.Response()
+
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    receiver[0].answer = never
+    monkeypatch.setattr(outside, "TIMEOUT", 0.1)
+    assert await failure_of(f"http://127.0.0.1:{receiver[1].port}/") == "no answer within 0.1 s"
+    gone.set()
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert await failure_of("https://example.org/") == "its name cannot be resolved"
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")]), datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    both = builder.sign(key, SHA256()).public_bytes(Encoding.PEM) + key.private_bytes(*form)
+    (tmp_path / "both.pem").write_bytes(both)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "both.pem")
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        told = await failure_of(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert told.startswith("its certificate is not good: ")
