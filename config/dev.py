@@ -240,6 +240,7 @@ def fill(settings: Settings, kept: Secrets, *, port: int, mail: Path | None = No
         "auth.hash_queue": 64,
         "auth.verify_email": False,
         "auth.passkey_rp_id": "localhost",
+        "auth.trust_device_for": 30 * 86400.0,
         "http_server.shutdown_timeout": 5.0,
         "webhooks.allow_networks": ["127.0.0.0/8"],
         "mail.sender": "Wardgate <no-reply@wardgate.invalid>",

@@ -58,7 +58,10 @@ from sessions.service import Sessions
 
 VERSION = "0.1.0"
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("main.js", "admin.js", "dom.js", "factors.js", "links.js", "service.js", "wire.js")
+SCRIPTS = (
+    *("main.js", "dom.js", "dialogs.js", "service.js", "wire.js", "links.js", "mine.js", "factors.js", "strength.js"),
+    *("admin.js", "acting.js", "people.js", "revoke.js", "keys.js", "jobs.js", "webhooks.js"),
+)
 LETTERS = 50  # of the folder that /dev/mail shows
 
 log = structlog.get_logger(__name__)
@@ -331,6 +334,7 @@ class App:
             mail=auth.local_accounts and mail.on,
             letters=bool(mail.folder),
             password_min_length=auth.password_min_length,
+            trust_device_for=auth.trust_device_for,
         )
 
     async def _mail(self, call: Call[None, Nothing]) -> "KeptLetters":
@@ -404,13 +408,15 @@ class Nodes(msgspec.Struct, frozen=True):
 
 
 class Doors(msgspec.Struct, frozen=True):
-    """Ways in. `mail`: forgotten passwords and changes of address are answered by letter; `letters`: into a folder."""
+    """Ways in. `mail`: forgotten passwords and changes of address are answered by letter; `letters`: into a folder.
+    `trust_device_for`: seconds for which a browser may be trusted after a second factor; 0: none is."""
 
     registration: bool
     guests: bool
     mail: bool
     letters: bool
     password_min_length: int
+    trust_device_for: float
 
 
 class KeptLetter(msgspec.Struct, frozen=True):

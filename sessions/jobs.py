@@ -32,7 +32,8 @@ class JobFilter(Paging, frozen=True, forbid_unknown_fields=True):
 
 
 class JobView(msgspec.Struct, frozen=True):
-    """`due_at`: when it is tried next; null when it is dead. `error` is how the last attempt failed."""
+    """`due_at`: when it is tried next; null when it is dead. `error` is how the last attempt failed. One that is
+    `periodic` comes again by itself, and is not dropped."""
 
     id: str
     kind: str
@@ -42,6 +43,7 @@ class JobView(msgspec.Struct, frozen=True):
     attempts: int
     error: str
     payload: Any
+    periodic: bool
 
 
 class JobViews(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ def view(job: queue.Found) -> JobView:
         job.attempts,
         job.error,
         job.payload,
+        job.periodic,
     )
 
 

@@ -1,6 +1,6 @@
 // The few things that every part of the page draws with.
 
-import { state } from "/page/service.js";
+import { ask, state } from "/page/service.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -35,6 +35,9 @@ export const ago = (time) => {
   return new Date(time).toLocaleString();
 };
 
+/** A time as a field for local times has it. */
+export const local = (time) => new Date(time - new Date(time).getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
+
 /** Have `action` done when the form is sent, once at a time; what it says or fails with stands below the form. */
 export function onSubmit(form, noteId, errorId, action) {
   $(form).addEventListener("submit", async (event) => {
@@ -59,9 +62,37 @@ export function act(where, action, after) {
     try {
       await action();
       if (state.me) await after?.();
-      text(where, "Done.");
+      if (state.me) text(where, "Done.");
     } catch (error) {
       if (state.me) text(where, error.message);
     }
+    if (document.activeElement === document.body) stayNear($(where)); // the button was drawn anew
   };
+}
+
+/** Put the focus on the heading above, for who goes by the keyboard. */
+function stayNear(element) {
+  const heading = element.closest("section, aside")?.querySelector("h2, h3");
+  if (!heading) return;
+  heading.tabIndex = -1;
+  heading.focus({ preventScroll: true });
+}
+
+/** A table in pages: what is returned draws the first anew, and the button `more` the next one below it. */
+export function pages({ rows, more, note, none, path, draw }) {
+  let next = "";
+  let turn = 0;
+  const page = async (after) => {
+    const mine = ++turn;
+    $(more).hidden = true; // nothing follows on what is about to go
+    const answer = await ask("GET", `${path()}&after=${encodeURIComponent(after)}`);
+    if (!state.me || mine !== turn) return;
+    if (!after) $(rows).replaceChildren();
+    for (const item of answer.items) draw($(rows).insertRow(), item);
+    next = answer.next;
+    $(more).hidden = !next;
+    $(none).hidden = $(rows).children.length > 0;
+  };
+  $(more).addEventListener("click", act(note, () => page(next)));
+  return () => page("");
 }

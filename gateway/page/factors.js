@@ -38,16 +38,16 @@ const get = (options) =>
 export const passkeys = able && !byAddress;
 
 /** A session, by a passkey alone. */
-export async function logIn() {
+export async function logIn(remember) {
   const credential = await get(await ask("POST", "/auth/passkeys/login/options", {}));
-  return ask("POST", "/auth/passkeys/login", { credential });
+  return ask("POST", "/auth/passkeys/login", { credential, remember });
 }
 
-/** A session, by the second half of a login: a code, or a passkey where there is none. */
-export async function finish(challenge, code = "") {
-  if (code) return ask("POST", "/auth/login/factor", { challenge, code });
+/** A session, by the second half of a login: a code, or a passkey where there is none. `how`: what else it asks for. */
+export async function finish(challenge, code, how) {
+  if (code) return ask("POST", "/auth/login/factor", { ...how, challenge, code });
   const passkey = await get(await ask("POST", "/auth/login/factor/options", { challenge }));
-  return ask("POST", "/auth/login/factor", { challenge, passkey });
+  return ask("POST", "/auth/login/factor", { ...how, challenge, passkey });
 }
 
 // --- what I have ---
@@ -59,12 +59,13 @@ export function clearFactors() {
   hideCodes();
   for (const id of ["passkeys", "totp-qr"]) $(id).replaceChildren();
   for (const id of ["totp-secret", "factors-note", "factors-error"]) text(id, "");
-  for (const id of ["factors", "step-up", "totp-confirm", "totp-remove"]) $(id).hidden = true;
-  for (const id of ["step-up", "totp-confirm", "totp-remove", "passkey-new"]) $(id).reset();
+  for (const id of ["factors", "totp-confirm", "totp-remove"]) $(id).hidden = true;
+  for (const id of ["totp-confirm", "totp-remove", "passkey-new"]) $(id).reset();
+  $("step-up").close();
 }
 
 export async function drawFactors() {
-  $("factors").hidden = !state.me.user.email;
+  $("factors").hidden = !state.me.user.email || Boolean(state.acting);
   if ($("factors").hidden) return;
   const [has, { items }] = await Promise.all([ask("GET", "/auth/factors"), ask("GET", "/auth/passkeys")]);
   mine = has;
@@ -132,28 +133,23 @@ function askAgain(go, leave) {
   pending = { go, leave };
   text("step-up-error", "");
   text("step-up-text", second ? "It is a while ago that you showed a second factor. Show one again, and it goes on." : "It is a while ago that you gave your password. Give it again, and it goes on.");
-  $("step-up").reset();
+  $("step-up-form").reset();
   $("step-up-password").hidden = second;
   $("step-up-code").hidden = !second;
   $("step-up-passkey").hidden = !(mine.passkeys > 0 && passkeys);
-  $("step-up").hidden = false;
+  $("step-up").showModal();
   $("step-up-title").focus();
 }
 
 async function steppedUp(body) {
   await ask("POST", "/auth/step-up", body);
   const waits = pending;
-  closeStepUp();
+  pending = null;
+  $("step-up").close();
   waits?.go();
 }
 
-function closeStepUp() {
-  pending = null;
-  $("step-up").reset();
-  $("step-up").hidden = true;
-}
-
-onSubmit("step-up", "factors-note", "step-up-error", async ({ password, code }) => {
+onSubmit("step-up-form", "factors-note", "step-up-error", async ({ password, code }) => {
   await steppedUp(code.value.trim() ? { code: code.value.trim() } : { password: password.value });
 });
 
@@ -166,9 +162,11 @@ $("step-up-passkey").addEventListener("click", async () => {
   }
 });
 
-$("step-up-not").addEventListener("click", () => {
+$("step-up-not").addEventListener("click", () => $("step-up").close());
+$("step-up").addEventListener("close", () => {
   const waits = pending;
-  closeStepUp();
+  pending = null;
+  $("step-up-form").reset();
   waits?.leave();
 });
 

@@ -1,16 +1,22 @@
 // The demo page: coming in and going out, the room, and what is mine. What admins see is in admin.js.
 
-import { clearAdmin, drawAdmin, liveSessions } from "/page/admin.js";
+import { acting, stop } from "/page/acting.js";
+import { clearAdmin, drawAdmin } from "/page/admin.js";
+import { closeDialogs } from "/page/dialogs.js";
 import { $, act, ago, button, cell, make, onSubmit, text } from "/page/dom.js";
 import { clearFactors, drawFactors, finish, logIn, passkeys, whenFresh } from "/page/factors.js";
 import { follow, take } from "/page/links.js";
-import { ask, state } from "/page/service.js";
+import { clearMine, drawMine } from "/page/mine.js";
+import { liveSessions } from "/page/revoke.js";
+import { ask, bearer, state } from "/page/service.js";
+import { sayRules } from "/page/strength.js";
 import { Connection } from "/page/wire.js";
 
 const ROOM = "chat:lobby";
 const COUNTED = 1_500; // counts of connections may be a second old
-const connection = new Connection(location.origin.replace("http", "ws") + "/connection/websocket");
-const present = new Map(); // client -> user
+const DAY = 86_400;
+const connection = new Connection(location.origin.replace("http", "ws") + "/connection/websocket", bearer);
+const present = new Map(); // client -> user, and whether an admin acts for them
 const names = new Map(); // user -> the name under which that user spoke; nobody else's e-mail address is known here
 const opened = take();
 const doors = await ask("GET", "/dev/doors");
@@ -27,8 +33,10 @@ function show(part) {
 /** Nobody is logged in; whoever comes next finds nothing of who went. */
 function forget() {
   state.me = null;
+  closeDialogs();
   clearAdmin();
   clearFactors();
+  clearMine();
   for (const id of ["messages", "present", "sessions"]) $(id).replaceChildren();
   text("who", "");
 }
@@ -54,22 +62,32 @@ async function enter(session) {
 function welcome(session) {
   state.me = session;
   const { user } = session;
-  text("who", user.display_name || user.email || "Guest");
+  named();
   $("upgrade").hidden = Boolean(user.email) || !doors.registration;
-  $("credentials").hidden = !user.email;
+  $("profile").hidden = !user.email;
+  $("credentials").hidden = !user.email || Boolean(state.acting);
+  $("leaving").hidden = Boolean(state.acting);
   $("address").hidden = !doors.mail;
   for (const id of ["upgrade", "change-address", "change-password"]) $(id).reset();
   for (const id of ["self-note", "self-error", "sessions-note"]) text(id, "");
+  drawMine();
   $("admin").hidden = !isAdmin();
   show("rooms");
 }
+
+function named() {
+  const { user } = state.me;
+  text("who", user.display_name || user.email || "Guest");
+}
+
+document.addEventListener("renamed", named);
 
 const isAdmin = () => state.me.user.roles.includes("admin");
 
 const LOOK = "Look into your mailbox: the link in the letter there opens your account.";
 const HINT = doors.letters ? " This is development: an admin reads the letters on this page." : "";
 
-for (const element of document.querySelectorAll("[data-min-length]")) element.textContent = `At least ${doors.password_min_length} characters; a sentence is fine.`;
+sayRules(doors.password_min_length);
 $("way-register").hidden = !doors.registration;
 $("guest").hidden = !doors.guests;
 
@@ -77,6 +95,7 @@ function doorFor(way) {
   const registering = way === "register";
   $("door-form").elements.way.value = way;
   $("name-field").hidden = $("password-rule").hidden = !registering;
+  $("remember-field").hidden = registering;
   $("forgot").hidden = registering || !doors.mail;
   $("resend").hidden = true;
   const { password } = $("door-form").elements;
@@ -98,7 +117,7 @@ async function register({ email, password, display_name: name }) {
 
 onSubmit("door-form", "door-note", "door-error", async (fields) => {
   if (fields.way.value === "login") {
-    await logInWith({ email: fields.email.value.trim(), password: fields.password.value });
+    await logInWith({ email: fields.email.value.trim(), password: fields.password.value, remember: fields.remember.checked });
     fields.password.value = "";
     return "";
   }
@@ -124,6 +143,7 @@ async function logInWith(credentials) {
 function secondHalf(asked) {
   challenge = asked.challenge;
   $("second-passkey").hidden = !(passkeys && asked.factors.includes("passkey"));
+  $("trust-field").hidden = !doors.trust_device_for;
   text("second-error", "");
   for (const id of ["door-form", "door-ways"]) $(id).hidden = true;
   $("second").hidden = false;
@@ -139,7 +159,8 @@ function firstHalf() {
 
 async function finished(code) {
   try {
-    const session = await finish(challenge, code);
+    const how = { remember: $("door-form").elements.remember.checked, trust_device: $("second").elements.trust.checked };
+    const session = await finish(challenge, code, how);
     firstHalf();
     await enter(session);
   } catch (error) {
@@ -156,6 +177,7 @@ onSubmit("second", "door-note", "second-error", async ({ code }) => {
 $("second-passkey").addEventListener("click", () => finished().catch((error) => text("second-error", error.message)));
 $("second-back").addEventListener("click", () => doorway());
 $("passkey-login").hidden = !passkeys;
+text("trust-for", `${Math.round(doors.trust_device_for / DAY)} days`);
 
 /** A button at the door: what it does, and says. */
 function atTheDoor(id, action) {
@@ -181,7 +203,7 @@ const letterFor = (path) => async (email) => {
 
 atTheDoor("forgot", letterFor("/auth/password/forgot"));
 atTheDoor("resend", letterFor("/auth/verify-email/resend"));
-atTheDoor("passkey-login", async () => enter(await logIn()));
+atTheDoor("passkey-login", async () => enter(await logIn($("door-form").elements.remember.checked)));
 atTheDoor("guest", async () => enter(await ask("POST", "/auth/guest", {})));
 
 $("logout").addEventListener("click", async () => {
@@ -205,6 +227,7 @@ const REASONS = {
   ended_by_user: "You ended this session from another device.",
   password_changed: "The password was changed.",
   token_reuse: "A token of this session was used twice, as a thief would.",
+  account_deleted: "This account was deleted, and what was known of you is gone.",
 };
 
 function ended({ reason = "", message, at, code }) {
@@ -225,7 +248,29 @@ connection.addEventListener("state", ({ detail }) => {
   text("link", { on: "connected", wait: "connecting", off: "not connected" }[detail]);
 });
 
-connection.addEventListener("ended", ({ detail }) => ended(fromClose(detail)));
+connection.addEventListener("ended", ({ detail }) => (state.acting ? back() : ended(fromClose(detail))));
+document.addEventListener("erased", () => {
+  if (!state.me) return;
+  connection.close();
+  ended({ reason: "account disabled: account_deleted", code: 4502 });
+});
+
+// --- acting for somebody, and being oneself again ---
+
+acting.addEventListener("begun", ({ detail: session }) => {
+  connection.close();
+  forget();
+  enter(session).catch((error) => text("acting-note", error.message));
+});
+
+acting.addEventListener("over", back);
+
+async function back() {
+  if (!stop()) return;
+  connection.close();
+  forget();
+  await resume();
+}
 
 function fromClose(detail) {
   // The message push says the same as the close reason and has a text for people; some clients get only the latter.
@@ -246,7 +291,7 @@ connection.addEventListener("connected", async () => {
     history.publications.forEach(said);
     const { presence } = await connection.call("presence", { channel: ROOM });
     present.clear();
-    for (const info of Object.values(presence)) present.set(info.client, info.user);
+    for (const info of Object.values(presence)) present.set(info.client, seen(info));
     drawPresent();
     if (state.me?.user.display_name && !names.has(state.me.user.id)) await say({ here: true });
     setTimeout(() => state.me && refresh(), COUNTED);
@@ -291,16 +336,20 @@ function said({ data, info }) {
 const nameOf = (user) => names.get(user) ?? (user ? `someone (${user.slice(-4)})` : "someone");
 
 function arrived(info, here) {
-  if (here) present.set(info.client, info.user);
+  if (here) present.set(info.client, seen(info));
   else present.delete(info.client);
   drawPresent();
 }
 
+const seen = ({ user, conn_info: about }) => ({ user, acted: Boolean(about?.act) });
+
 function drawPresent() {
-  const users = [...new Set(present.values())].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
-  text("present-count", String(users.length));
+  const all = [...present.values()];
+  const users = [...new Set(all.map(({ user }) => user))].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
+  const acted = new Set(all.filter((one) => one.acted).map(({ user }) => user));
   const shown = (user) => (user === state.me?.user.id ? `${state.me.user.display_name || nameOf(user)} (you)` : nameOf(user));
-  $("present").replaceChildren(...users.map((user) => make("li", shown(user), { title: user })));
+  text("present-count", String(users.length));
+  $("present").replaceChildren(...users.map((user) => make("li", shown(user) + (acted.has(user) ? " (an admin acts here)" : ""), { title: user })));
 }
 
 $("say").addEventListener("submit", async (event) => {
@@ -328,11 +377,12 @@ async function mySessions() {
   $("sessions").replaceChildren();
   for (const session of items) {
     const row = $("sessions").insertRow();
-    cell(row, session.device || "unknown device");
+    const device = session.impersonated_by ? "an admin acts here" : session.device || "unknown device";
+    cell(row, device);
     cell(row, session.address || "");
     cell(row, ago(session.last_seen_at));
-    cell(row, String(session.connections));
-    const about = `the session on ${session.device || "unknown device"}, last seen ${ago(session.last_seen_at)}`;
+    cell(row, String(session.connections ?? "?"));
+    const about = `the session on ${device}, last seen ${ago(session.last_seen_at)}`;
     const end = act("sessions-note", () => ask("DELETE", `/auth/sessions/${session.sid}`), mySessions);
     cell(row, button(session.current ? "End (this one)" : "End", end, about));
   }
@@ -375,18 +425,22 @@ onSubmit("change-password", "self-note", "self-error", async ({ current_password
 
 // --- start ---
 
+async function resume() {
+  try {
+    await enter(await ask("GET", "/auth/me"));
+  } catch (error) {
+    if (error.code === "session_ended") ended({ reason: `session revoked: ${error.reason ?? ""}`, code: 401 });
+    else doorway(error.status === 401 ? "" : error.message);
+  }
+}
+
 async function followed(found) {
   doorFor("login"); // that is what comes next
   await follow(found);
   if (state.me && found.kind === "email") welcome(await ask("GET", "/auth/me"));
 }
 
-try {
-  await enter(await ask("GET", "/auth/me"));
-} catch (error) {
-  if (error.code === "session_ended") ended({ reason: `session revoked: ${error.reason ?? ""}`, code: 401 });
-  else doorway(error.status === 401 ? "" : error.message);
-}
+await resume();
 if (opened) await followed(opened);
 addEventListener("hashchange", () => {
   const link = take();

@@ -1,4 +1,4 @@
-// A small client of the Centrifuge protocol in JSON over one WebSocket, authenticated by the session cookie.
+// A small client of the Centrifuge protocol in JSON over one WebSocket, authenticated by the session cookie, or a token.
 // It shows what is on the wire; an application would use the published SDK.
 
 const STALE = 40_000; // no ping for so long: the line is dead
@@ -12,9 +12,11 @@ export class Connection extends EventTarget {
   #alarm = 0;
   #lastMessage = null;
 
-  constructor(url) {
+  /** `token` gives the token for each connect; "" leaves it to the cookie. */
+  constructor(url, token) {
     super();
     this.url = url;
+    this.token = token;
   }
 
   open() {
@@ -48,7 +50,9 @@ export class Connection extends EventTarget {
 
   async #start(socket) {
     try {
-      const connected = await this.call("connect", {});
+      const token = await this.token();
+      if (socket !== this.#socket) return;
+      const connected = await this.call("connect", token ? { token } : {});
       this.#attempt = 0;
       this.#say("state", "on");
       this.#say("connected", connected);

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hmac
+import json
 import os
 import re
 import shutil
@@ -187,6 +188,42 @@ async def test_a_wrong_password_says_so_and_keeps_the_form(one_worker: World, pe
     assert await door(page).get_by_label("E-mail").input_value() == "nobody@example.org"
 
 
+async def choose(admin: Page, email: str) -> None:
+    """Find somebody among all the people, and have before one what can be done about them."""
+    await admin.get_by_label("Address begins with").fill(email)
+    await admin.keyboard.press("Enter")
+    await admin.get_by_role("button", name=f"Choose: {email}").click()
+    await expect(admin.locator("#person-title")).to_be_focused()
+
+
+async def do(admin: Page, deed: str, reason: str) -> None:
+    await admin.locator("#person-deeds").get_by_role("button", name=deed).click()
+    await answer(admin, deed, reason)
+
+
+async def answer(admin: Page, deed: str, reason: str = "") -> None:
+    """Say that it shall be done, and why."""
+    dialog = admin.get_by_role("dialog")
+    if reason:
+        await dialog.get_by_role("button", name=deed).click()
+        await expect(dialog.get_by_role("alert")).to_have_text("Say why, please.")
+        await dialog.get_by_label("Why, for the audit").fill(reason)
+    await dialog.get_by_role("button", name=deed).click()
+    await expect(dialog).to_have_count(0)
+
+
+async def told_secret(admin: Page) -> str:
+    """The secret that is shown this once."""
+    await expect(admin.locator("#secret-value")).to_be_focused()
+    await admin.keyboard.press("Escape")
+    secret = await admin.locator("#secret-value").inner_text()
+    await admin.get_by_role("button", name="I have kept it").click()
+    await expect(admin.locator("#secret-value")).to_be_empty()
+    assert secret
+    assert secret not in await admin.content()
+    return secret
+
+
 async def log_in_as_admin(page: Page, world: World) -> None:
     await log_in(page, world.info["admin"]["email"], world.info["admin"]["password"])
 
@@ -306,6 +343,57 @@ async def test_a_guest_registers_and_stays_the_same_person(one_worker: World, pe
     await expect(page.get_by_text("Change my password")).to_be_visible()
 
 
+async def test_who_goes_takes_all_that_is_kept_along_and_is_gone(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    email, mine = await register(page, "Mona"), page.locator("#self")
+    await mine.get_by_text("Change my name or picture").click()
+    await mine.get_by_label("Name that others see").last.fill("Mona L.")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#who")).to_have_text("Mona L.")
+    await mine.get_by_text("Have all that is kept of me").click()
+    async with page.expect_download() as download:
+        await mine.get_by_role("button", name="Download it").click()
+    kept = json.loads((await (await download.value).path()).read_bytes())
+    assert (kept["profile"]["email"], kept["profile"]["display_name"]) == (email, "Mona L.")
+    await mine.locator("summary").filter(has_text="Delete my account").click()
+    erase = page.locator("#erase")
+    await erase.get_by_label("Password").fill("not the password of Mona")
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Escape")
+    await expect(mine.get_by_role("alert").filter(has_text="Nothing was done.")).to_be_visible()
+    await erase.get_by_role("button").click()
+    await answer(page, "Delete it for good")
+    await expect(mine.get_by_role("alert").filter(has_text="is wrong")).to_be_visible()
+    await erase.get_by_label("Password").fill(PASSWORD)
+    await erase.get_by_role("button").click()
+    await answer(page, "Delete it for good")
+    await expect(page.get_by_text("This account was deleted")).to_be_visible()
+    await page.get_by_role("button", name="Log in again").click()
+    await fill_in(door(page), email)
+    await page.keyboard.press("Enter")
+    await expect(door(page).get_by_role("alert").filter(has_text="is wrong")).to_be_visible()
+
+
+async def test_a_guest_who_deletes_the_account_gives_no_password(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await page.get_by_role("button", name="Come in as a guest").click()
+    await page.locator("#self summary").filter(has_text="Delete my account").click()
+    await expect(page.locator("#erase").get_by_label("Password")).to_be_hidden()
+    await page.locator("#erase").get_by_role("button").click()
+    await answer(page, "Delete it for good")
+    await expect(page.get_by_text("This account was deleted")).to_be_visible()
+
+
+async def test_a_new_password_is_called_weak_or_strong_while_it_is_typed(one_worker: World, people: People) -> None:
+    page = await people.page(one_worker)
+    await page.get_by_label("Register").check()
+    await door(page).get_by_label("E-mail").fill("nina.novak@example.org")
+    await door(page).get_by_label("Password").fill("nina.novak@example.org")
+    await expect(page.locator("#password-rule")).to_contain_text("This one is weak: ")
+    await door(page).get_by_label("Password").fill("seven herons over a quiet estuary")
+    await expect(page.locator("#password-rule")).to_contain_text("This one is strong.")
+
+
 async def with_an_authenticator(page: Page, world: World) -> CDPSession:
     """The page where it has a name, in a browser with a device that makes passkeys and verifies its holder."""
     devtools = await page.context.new_cdp_session(page)
@@ -418,11 +506,10 @@ async def test_an_admin_removes_lost_factors_and_their_owner_is_logged_out(one_w
     email = await register(owner, "Quin")
     await owner.get_by_role("button", name="Add a passkey").click()
     await expect(owner.get_by_role("heading", name="Your recovery codes")).to_be_focused()
-    user = await owner.locator("#present li").filter(has_text="(you)").get_attribute("title") or ""
     await log_in_as_admin(admin, one_worker)
-    await admin.get_by_label("Whose? The id of the person").fill(user)
-    await admin.get_by_role("button", name="Remove them").click()
-    await expect(admin.locator("#lost-note")).to_contain_text("Their factors are gone")
+    await choose(admin, email)
+    await do(admin, "Remove lost factors", "phone lost")
+    await expect(admin.locator("#person-note")).to_have_text("Done.")
     await expect(owner.get_by_text("Reason: phone lost.")).to_be_visible()
     await expect(owner.locator("#recovery-codes li")).to_have_count(0)
     await owner.get_by_role("button", name="Log in again").click()
@@ -467,6 +554,112 @@ async def test_an_app_is_turned_on_by_its_code_and_off_again(one_worker: World, 
     await expect(mine.get_by_text("Your password alone logs you in.")).to_be_visible()
 
 
+async def test_a_browser_that_is_trusted_is_asked_for_the_password_alone(one_worker: World, people: People) -> None:
+    context = await people.context()
+    page, elsewhere = await people.page(one_worker, context), await people.page(one_worker)
+    email, mine = await register(page, "Rosa"), page.locator("#factors")
+    await mine.get_by_role("button", name="Turn it on").click()
+    await expect(page.locator("#totp-secret")).not_to_be_empty()
+    app = pyotp.TOTP(await page.locator("#totp-secret").text_content() or "")
+    await page.keyboard.type(app.now())
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#recovery-codes li")).to_have_count(10)
+    code = await page.locator("#recovery-codes li").first.text_content() or ""
+    await page.get_by_role("button", name="Log out").click()
+    await page.get_by_role("button", name="Log in again").click()
+    await fill_in(door(page), email)
+    await page.keyboard.press("Enter")
+    await door(page).get_by_label("Code of your app, or a recovery code").fill(code)
+    await door(page).get_by_label("ask it for no second factor for 30 days").check()
+    await door(page).get_by_role("button", name="Log in").click()
+    await expect(page.get_by_text("connected", exact=True)).to_be_visible()
+    await page.get_by_role("button", name="Log out").click()
+    await page.get_by_role("button", name="Log in again").click()
+    await log_in(page, email)
+    await fill_in(door(elsewhere), email)
+    await elsewhere.keyboard.press("Enter")
+    await expect(door(elsewhere).get_by_label("Code of your app, or a recovery code")).to_be_focused()
+
+
+async def test_an_admin_pages_through_the_people_bans_and_lets_in_again(one_worker: World, people: People) -> None:
+    owner, admin, prefix = await people.page(one_worker), await people.page(one_worker), uuid.uuid4().hex[:12]
+    await asyncio.gather(*(one_worker.register(f"{prefix}-{n:02}@example.org") for n in range(21)))
+    await log_in_as_admin(admin, one_worker)
+    await admin.get_by_label("Address begins with").fill(prefix)
+    await admin.keyboard.press("Enter")
+    rows = admin.locator("#people-rows tr")
+    await expect(rows).to_have_count(20)
+    await admin.locator("#people-more").click()
+    await expect(rows).to_have_count(21)
+    await expect(admin.locator("#people-more")).to_be_hidden()
+    email = await register(owner, "Sven")
+    await choose(admin, email)
+    await do(admin, "Ban", "spam")
+    await expect(owner.get_by_text("This account is disabled.")).to_be_visible()
+    await expect(rows).to_contain_text("banned until")
+    await expect(admin.locator("#person-title")).to_be_focused()
+    await do(admin, "Lift the ban", "it was no spam")
+    await expect(rows).to_contain_text("may come in")
+    await owner.get_by_role("button", name="Log in again").click()
+    await log_in(owner, email)
+    await do(admin, "Disable", "spam after all")
+    await expect(owner.get_by_text("This account is disabled.")).to_be_visible()
+    await admin.get_by_label("Who?").select_option("Not disabled")
+    await admin.keyboard.press("Enter")
+    await admin.locator("#people-filter").get_by_role("button").click()
+    await expect(admin.get_by_text("There is nobody like that.")).to_be_visible()
+
+
+async def test_an_admin_gives_out_what_is_kept_of_somebody_and_deletes_them(one_worker: World, people: People) -> None:
+    owner, admin = await people.page(one_worker), await people.page(one_worker)
+    email = await register(owner, "Tess")
+    await log_in_as_admin(admin, one_worker)
+    await choose(admin, email)
+    async with admin.expect_download() as download:
+        await do(admin, "Export", "she asks for it")
+    kept = json.loads((await (await download.value).path()).read_bytes())
+    assert kept["profile"]["email"] == email
+    await do(admin, "Delete", "she asks for it")
+    await expect(owner.get_by_text("This account was deleted")).to_be_visible()
+    await expect(admin.locator("#people-rows tr")).to_have_count(0)
+    await expect(admin.locator("#person")).to_be_hidden()
+    assert email not in await admin.locator("#people-rows").inner_html()
+
+
+async def test_an_admin_acts_for_somebody_and_everyone_sees_it(one_worker: World, people: People) -> None:
+    owner, admin = await people.page(one_worker), await people.page(one_worker)
+    email = await register(owner, "Uma")
+    await log_in_as_admin(admin, one_worker)
+    await choose(admin, email)
+    await do(admin, "Act for them", "a bug in her room")
+    banner = admin.locator("#acting")
+    await expect(admin.locator("#acting-title")).to_be_focused()
+    await expect(banner).to_contain_text("You act for Uma. You are Admin;")
+    await expect(banner).to_contain_text("Reason: a bug in her room.")
+    await expect(admin.locator("#who")).to_have_text("Uma")
+    await expect(admin.locator("#admin")).to_be_hidden()
+    await expect(admin.get_by_text("Change my password")).to_be_hidden()
+    await expect(owner.locator("#present")).to_contain_text("Uma (you) (an admin acts here)")
+    await owner.get_by_role("button", name="Refresh").first.click()
+    await expect(owner.locator("#sessions")).to_contain_text("an admin acts here")
+    await admin.get_by_label("Message", exact=True).fill("looking at it")
+    await admin.keyboard.press("Enter")
+    await expect(owner.get_by_role("log")).to_contain_text("Uma: looking at it")
+    await banner.get_by_role("button", name="Be yourself again").click()
+    await expect(admin.locator("#who")).to_have_text("Admin")
+    await expect(banner).to_be_hidden()
+    await expect(admin.get_by_text("connected", exact=True)).to_be_visible()
+    await expect(owner.locator("#present")).not_to_contain_text("an admin acts here")
+    await owner.get_by_role("button", name="Refresh").first.click()
+    await expect(owner.locator("#sessions")).not_to_contain_text("an admin acts here")
+    await choose(admin, email)
+    await do(admin, "Act for them", "once more")
+    await expect(admin.locator("#who")).to_have_text("Uma")
+    await owner.get_by_role("button", name="Refresh").first.click()
+    await owner.locator("#sessions tr").filter(has_text="an admin acts here").get_by_role("button").click()
+    await expect(admin.locator("#who")).to_have_text("Admin")  # she has had enough of it
+
+
 async def test_an_admin_sees_why_a_job_was_given_up_tries_it_again_and_drops_it(
     one_worker: World, people: People
 ) -> None:
@@ -509,21 +702,78 @@ async def test_an_admin_adds_a_webhook_sees_its_secret_once_tries_and_deletes_it
         await add.get_by_label("Address").fill(url)
         await add.get_by_label("Events").fill("session.*  user.disabled")
         await admin.keyboard.press("Enter")
-        await expect(admin.locator("#webhook-secret")).to_be_focused()
-        secret = await admin.locator("#webhook-secret").inner_text()
-        await admin.get_by_role("button", name="I have kept it").click()
+        secret = await told_secret(admin)
         assert secret.startswith("whsec_")
-        assert secret not in await admin.content()
-        row = admin.locator("#webhooks tr").filter(has_text=url)
+        row = admin.locator("#webhooks-rows tr").filter(has_text=url)
         await expect(row).to_contain_text("session.* user.disabled")
         await row.get_by_role("button", name=f"Test: {url}").click()
         headers, body = await asyncio.wait_for(heard.get(), 10)
+        await row.get_by_role("button", name=f"Replay: {url}").click()
+        await admin.get_by_role("dialog").get_by_role("button", name="Replay").click()
+        await expect(admin.locator("#webhooks-note")).to_contain_text(re.compile(r"[1-9]\d* events? to be sent again"))
     key = base64.b64decode(secret.removeprefix("whsec_"))
     said = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     signature = base64.b64encode(hmac.digest(key, said, "sha256")).decode()
     assert headers["webhook-signature"] == f"v1,{signature}"
+    await row.get_by_role("button", name=f"Test: {url}").click()
+    late = admin.locator("#deliveries-rows tr").filter(has_text=url).filter(has_text="cannot be reached").first
+    async with asyncio.timeout(10):
+        while not await late.count():
+            await admin.locator("#webhooks-again").click()
+    await late.get_by_role("button", name="Drop").click()
     await row.get_by_role("button", name=f"Delete: {url}").click()
     await expect(row).to_have_count(0)
+
+
+async def test_what_comes_again_by_itself_offers_no_drop(one_worker: World, people: People) -> None:
+    admin = await people.page(one_worker)
+    await log_in_as_admin(admin, one_worker)
+    row = admin.locator("#jobs-rows tr").filter(has_text="audit.seal")
+    await expect(row).to_contain_text("again and again")
+    await expect(row.get_by_role("button")).to_have_count(1)
+    await row.get_by_role("button", name="Retry").click()
+    await expect(admin.locator("#jobs-note")).to_have_text("Done.")
+
+
+async def test_an_admin_makes_a_key_rotates_it_and_revokes_it(one_worker: World, people: People) -> None:
+    admin, name = await people.page(one_worker), f"billing-{uuid.uuid4().hex[:8]}"
+    await log_in_as_admin(admin, one_worker)
+    section, form = admin.locator("#keys"), admin.locator("#key-new")
+    await section.get_by_label("Name of a new service account").fill(name)
+    await admin.keyboard.press("Enter")
+    await expect(admin.locator("#service-note")).to_contain_text("It is made")
+    await form.get_by_label("Name of a new key").fill(f"Invoices of {name}")
+    await form.get_by_label("Scopes").fill("user:read")
+    await admin.keyboard.press("Enter")
+    await expect(form.get_by_role("alert")).to_contain_text("did you mean 'users:read'?")
+    await form.get_by_label("Scopes").fill("users:read")
+    await expect(form.get_by_label("Whose?")).to_have_value(name)
+    await admin.keyboard.press("Enter")
+    first = await told_secret(admin)
+    row = admin.locator("#keys-rows tr").filter(has_text=f"Invoices of {name}")
+    await expect(row).to_contain_text(re.compile(rf"{name}\s*users:read\s*good until"))
+
+    async def good(secret: str) -> bool:
+        return (await one_worker.call("GET", "/admin/users?limit=1", X_API_Key=secret))[0] == 200
+
+    await row.get_by_role("button", name="Rotate").click()
+    await admin.get_by_role("dialog").get_by_label("Hours").fill("0")
+    await admin.keyboard.press("Enter")
+    second = await told_secret(admin)
+    assert (await good(first), await good(second)) == (False, True)
+    account = admin.locator("#services-rows tr").filter(has_text=name)
+    await account.get_by_role("button", name="Disable").click()
+    await answer(admin, "Disable", "nobody pays")
+    await expect(account).to_contain_text("disabled")
+    assert not await good(second)
+    await row.get_by_role("button", name="Revoke").click()
+    await admin.get_by_role("dialog").get_by_role("button", name="Leave it").click()
+    await expect(admin.locator("#keys-note")).to_have_text("Nothing was done.")
+    await row.get_by_role("button", name="Revoke").click()
+    await answer(admin, "Revoke")
+    await expect(row).to_have_count(0)
+    await section.get_by_label("Show those that were revoked").check()
+    await expect(row).to_contain_text("revoked")
 
 
 async def test_nothing_of_an_admins_page_is_left_after_the_logout(one_worker: World, people: People) -> None:
