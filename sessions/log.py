@@ -231,10 +231,11 @@ async def head(connection: Connection) -> tuple[Position, Row | None]:
 async def write(connection: Connection, groups: Sequence[Group]) -> Written:
     """Set the marks and append the drafts, the head last. Rows whose id is in the log already are not written again."""
     drafts = [row for group in groups for row in group.drafts]
+    drafts += await _impersonations(connection, drafts)  # first, so that all are locked in one order
     counts = await _mark(connection, drafts)
-    if more := await _impersonations(connection, drafts):
-        counts |= await _mark(connection, more)
-        drafts += more
+    if late := await _impersonations(connection, drafts):  # begun while the locks were waited for
+        counts |= await _mark(connection, late)
+        drafts += late
     found: Any = await connection.fetchrow(_HEAD + " FOR UPDATE")
     fresh = await _not_there(connection, drafts)
     rows, era_id = _placed(found, fresh)
@@ -272,8 +273,8 @@ async def _mark(connection: Connection, drafts: Sequence[Row]) -> dict[str, int]
 
 
 async def _impersonations(connection: Connection, drafts: Sequence[Row]) -> list[Row]:
-    """Sessions that were begun by those which just ended end with them, under the same receipt. Whoever begins one
-    holds theirs, so that none is begun beside this."""
+    """Sessions that were begun by those which end, and have not ended, end with them, under the same receipt. Whoever
+    begins one holds theirs, so that none is begun once they are marked."""
     ending = [row for row in drafts if row.kind in (Kind.SESSION, Kind.USER)]
     if not ending:
         return []

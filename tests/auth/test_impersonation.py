@@ -1,5 +1,6 @@
 """An admin acts for a user: marked wherever it shows, without rights, and over with the admin's own session."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -219,3 +220,19 @@ async def test_an_admin_whose_role_was_taken_a_moment_ago_begins_none(
     monkeypatch.setattr(store, "lock_subjects", taken_meanwhile)
     answer = await begun(house, admin, user)
     assert (answer.status, answer.json["detail"]) == (403, "needs the scope users:impersonate")
+
+
+async def test_the_end_of_an_admin_took_the_locks_of_sessions_out_of_their_order(house: House) -> None:
+    """Beside another that ended the same ones it was a deadlock."""
+    _, root, _, acting = await cast(house)
+    younger = (await house.login("root@example.org")).json["session"]["sid"]
+    assert younger > acting["session"]["sid"]
+    lock = "select from sessions where sid = $1 for update"
+    async with house.pool.acquire() as connection, connection.transaction():
+        await connection.execute(lock, acting["session"]["sid"])
+        ending = asyncio.create_task(house.revocations.revoke(Entry(kind=Kind.USER, subject=root, reason="test")))
+        while not await connection.fetchval("select count(*) from pg_locks where not granted"):
+            pass
+        await connection.execute(f"{lock} nowait", younger)
+    await ending
+    assert await over(house, acting["access_token"]) == "impersonation_ended"
