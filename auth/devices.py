@@ -5,8 +5,8 @@
 
 It logs nobody in. Guesses from such a device have a budget of their own, so that a crowd of strangers holds no owner
 back. With `trust` it stands for the second factor that was shown then, for as long as the settings say and password and
-factors are the same: a password alone logs in. Nothing is stored: the account is named as a login names it
-(`users.email_key`), so nothing need be read to judge one. Pure, but for the random numbers.
+factors are the same: a password alone logs in. Nothing is stored. The account is named by its user's id, and not by the
+address, which somebody else may have after a deletion. Pure, but for the random numbers.
 """
 
 import hmac

@@ -202,6 +202,7 @@ class Mailboxes:
                     address=client.address,
                     detail={} if guest is None else {"replaced": [guest.sid]},
                 )
+        await self._throttle.know(client.address, registration["email_key"], anew=True)
 
     async def reset(self, token: str, new: str, client: Client) -> None:
         """A new password; every session of the user ends. Problems: invalid (also a link that is no longer good),
@@ -313,7 +314,7 @@ class Mailboxes:
                 if not (change["new_confirmed"] and change["old_confirmed"]):
                     return False
                 await self._move(connection, account, change["email"], client)
-        await self._throttle.know(client.address, users.email_key(change["email"]))
+        await self._throttle.know(client.address, users.email_key(change["email"]), anew=True)
         self._jobs.wake()
         return True
 

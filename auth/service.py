@@ -163,8 +163,8 @@ class Users:
                 user = await users.find(writing.connection, id)
                 assert user is not None  # noqa: S101 - it was made just now
                 opened = await self._open(writing, id, FIRST_VERSION, mode, client)
-        await self._throttle.know(client.address, key)
-        return LoggedIn(user, opened, self._devices.make(key))
+        await self._throttle.know(client.address, key, anew=True)
+        return LoggedIn(user, opened, self._devices.make(id))
 
     async def let_in(self, mode: Mode, client: Client) -> LoggedIn:
         """A guest: a user of ours with nothing but a session. Problems: forbidden, too_many_attempts."""
@@ -195,7 +195,7 @@ class Users:
         if len(email) > users.MAX_EMAIL:
             raise invalid("email", f"at most {users.MAX_EMAIL} characters")
         key = users.email_key(email)
-        device = self._devices.recognise(key, client.known_by)
+        device = await self._device(key, client)
         async with self._throttle.attempt(client.address, key, device=device, proof=client.proof) as attempt:
             with translated():
                 account = await users.by_email(self._pool, key)
@@ -222,6 +222,15 @@ class Users:
                 at_least=self._passwords.at_least(normal),
             )
 
+    async def _device(self, key: str, client: Client) -> str:
+        """The name of the device if the account knows it, else "". Only for who has such a cookie the account is read
+        before the attempt is counted: whoever has the address now need not be who had it then."""
+        if not client.known_by:
+            return ""
+        with translated():
+            account = await users.by_email(self._pool, key)
+        return self._devices.recognise(account.user.id, client.known_by) if account is not None else ""
+
     async def finish_login(
         self, challenge: str, code: str, passkey: Assertion | None, mode: Mode, client: Client
     ) -> LoggedIn:
@@ -233,7 +242,7 @@ class Users:
         """
         asked, account = await self._challenged(challenge, client)
         begun = passkey and self._passkeys.begun(passkey, passkeys.factor_for(asked.id))
-        device = self._devices.recognise(account.email_key, client.known_by)
+        device = self._devices.recognise(account.user.id, client.known_by)
         async with (
             self._throttle.attempt(client.address, account.email_key, device=device, proof=client.proof) as attempt,
             self._passkeys.watched(client.address),
@@ -254,13 +263,13 @@ class Users:
                 raise
             await attempt.succeeded()
             if client.trust and self._settings.trust_device_for:
-                return done._replace(known_by=self._devices.make(account.email_key, account.state))
+                return done._replace(known_by=self._devices.make(account.user.id, account.state))
             return done
 
     def _trusts(self, account: Account, client: Client) -> bool:
         """Whether the second factor was shown on this device and is not asked for again yet."""
         seconds = self._settings.trust_device_for
-        return bool(seconds) and self._devices.trusts(account.email_key, client.known_by, account.state, seconds)
+        return bool(seconds) and self._devices.trusts(account.user.id, client.known_by, account.state, seconds)
 
     async def passkey_to_finish(self, challenge: str, client: Client) -> RequestOptions:
         """What a browser is asked for, to answer `challenge` with a passkey. Problems: unauthenticated, forbidden."""
@@ -299,7 +308,7 @@ class Users:
                 account = await users.by_id(self._pool, used.subject)
             if account is None or not account.user.admitted:
                 raise passkeys.refused()
-            known = attempt.known or bool(self._devices.recognise(account.email_key, client.known_by))
+            known = attempt.known or bool(self._devices.recognise(account.user.id, client.known_by))
             done = await self._enter(account, None, mode, client, known=known, take=self._take(used))
             await attempt.succeeded()
         await self._throttle.know(client.address, account.email_key)
@@ -338,7 +347,7 @@ class Users:
         except SessionEnded:  # disabled since the account was read: no other answer than a moment earlier
             raise Problem("invalid_credentials") from None
         self._failures.pop(user.id, None)
-        return LoggedIn(user, opened, known_by or self._devices.make(account.email_key))
+        return LoggedIn(user, opened, known_by or self._devices.make(account.user.id))
 
     def _spend(self, id: str, code: str) -> Take:
         async def take(connection: Connection) -> None:

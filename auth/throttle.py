@@ -71,7 +71,8 @@ RETRY_REDIS = 1.0  # s for which Redis is left alone after it failed
 
 
 class Names(NamedTuple):
-    """The keys of one attempt: address, (account, address), account, and whether that pair is known.
+    """The keys of one attempt: address, (account, address), account, when that pair became known, and when the account
+    began: what was known before that was known to somebody else.
 
     `device`: it comes from a device of the account's; then `pair` is (account, device), and no other is counted in.
     `free`: the address is not limited. `proven`: a challenge was solved, so the account's own limit is not asked.
@@ -81,6 +82,7 @@ class Names(NamedTuple):
     pair: str
     account: str
     known: str
+    began: str
     device: bool = False
     free: bool = False
     proven: bool = False
@@ -131,8 +133,8 @@ class Counters(Protocol):
         """No password was checked after all: give back."""
         ...
 
-    async def know(self, names: Names) -> None:
-        """Know the pair from now on."""
+    async def know(self, names: Names, *, anew: bool) -> None:
+        """Know the pair from now on; `anew`: and no other that was known before."""
         ...
 
     async def take_one(self, name: str, burst: int, interval: float) -> tuple[float, Left]:
@@ -238,9 +240,10 @@ class Throttle:
         )
         return taken
 
-    async def know(self, address: str, account: str) -> None:
-        """`account` was made from `address`: it is known there, as after a login."""
-        await self._finish(self._shared.know(self._names(address, account, "")))
+    async def know(self, address: str, account: str, *, anew: bool = False) -> None:
+        """`account` is known at `address`, as after a login. `anew`: it was made just now, and whoever had this name
+        before was somebody else: it is known nowhere else."""
+        await self._finish(self._shared.know(self._names(address, account, ""), anew=anew))
 
     async def _take(self, names: Names) -> tuple[Counters, Taken]:
         counters: Counters = self._shared
@@ -284,6 +287,7 @@ class Throttle:
             self._name("device", f"{device} {account}") if device else self._name("pair", f"{place} {account}"),
             self._name("account", account),
             self._name("known", f"{place} {account}"),
+            self._name("began", account),
             bool(device),
             bool(device) or self._free(address),
         )
@@ -385,7 +389,8 @@ if ARGV[10] == '0' then
     address, more = bucket(KEYS[1], address_burst, address_interval)
     wait = math.max(wait, more)
 end
-local known = ARGV[9] == '1' and 1 or redis.call('EXISTS', KEYS[4])
+local since = tonumber(redis.call('GET', KEYS[4]) or '-1')
+local known = (ARGV[9] == '1' or since >= tonumber(redis.call('GET', KEYS[5]) or '0')) and 1 or 0
 if known == 0 and ARGV[11] == '0' then
     account, more = bucket(KEYS[3], account_burst, account_interval)
     if wait == 0 and more > 0 then alone = 1 end
@@ -406,9 +411,18 @@ _SUCCEED = Script(
     _COMMON
     + """
 redis.call('DEL', KEYS[2])
-redis.call('SET', KEYS[4], '1', 'PX', ARGV[5])
+redis.call('SET', KEYS[4], string.format('%.0f', now), 'PX', ARGV[5])
 if ARGV[3] == '1' then give_back(KEYS[1], tonumber(ARGV[1])) end
 if ARGV[4] == '1' then give_back(KEYS[3], tonumber(ARGV[2])) end
+return 0
+"""
+)
+
+_KNOW = Script(
+    _COMMON
+    + """
+redis.call('SET', KEYS[1], string.format('%.0f', now), 'PX', ARGV[1])
+if ARGV[2] == '1' then redis.call('SET', KEYS[2], string.format('%.0f', now), 'PX', ARGV[1]) end
 return 0
 """
 )
@@ -447,7 +461,7 @@ class RedisCounters:
         limits = self._limits
         wait, from_address, from_account, spent, alone, known = await self._run(
             _TAKE,
-            names[:4],
+            names[:5],
             limits.address_burst,
             _ms(limits.address_interval),
             limits.account_burst,
@@ -469,8 +483,8 @@ class RedisCounters:
     async def withdraw(self, names: Names, taken: Taken) -> None:
         await self._run(_WITHDRAW, names[:4], *self._back(taken), self._limits.free)
 
-    async def know(self, names: Names) -> None:
-        await self._pipe.call("SET", names.known, "1", "PX", str(_ms(self._limits.known)))
+    async def know(self, names: Names, *, anew: bool) -> None:
+        await self._run(_KNOW, (names.known, names.began), _ms(self._limits.known), int(anew))
 
     async def take_one(self, name: str, burst: int, interval: float) -> tuple[float, Left]:
         wait, spent = await self._run(_TAKE_ONE, (name,), burst, _ms(interval), self._pipe.deadline())
@@ -526,7 +540,7 @@ class LocalCounters:
         _keep(self._pairs, names.pair, (count - 1, blocked if count - 1 >= self._limits.free else 0.0))
         self._give_back(names, taken)
 
-    async def know(self, names: Names) -> None:
+    async def know(self, names: Names, *, anew: bool) -> None:
         """No address is known here."""
 
     async def take_one(self, name: str, burst: int, interval: float) -> tuple[float, Left]:

@@ -470,3 +470,21 @@ async def test_f1_without_redis_logins_go_on_and_guesses_are_limited(
     assert (await house.login()).status == 200
     codes = [(await house.login(password="wrong wrong wrong")).code for _ in range(4)]
     assert codes == ["invalid_credentials"] * 3 + ["too_many_attempts"]
+
+
+async def test_whoever_had_the_address_before_was_known_to_the_account_of_whoever_has_it_now(house: House) -> None:
+    """After a deletion: neither by the device nor by the address."""
+    home, crowd = "192.0.2.77", "198.51.100.{}"
+    body = {"email": "alice@example.org", "password": PASSWORD}
+    first = await house.call("POST", "/auth/register", body, address=home)
+    device = {"Cookie": f"wardgate-device={first.cookies['wardgate-device'].value}"}
+    gone = await house.call("DELETE", "/auth/me", {"password": PASSWORD}, cookie=secret_of(first), address=home)
+    assert gone.status == 200, gone.text
+    assert (await house.call("POST", "/auth/register", body, address="203.0.113.5")).status == 201
+    for n in range(20):
+        assert (await house.login(password="not the right one", address=crowd.format(n))).status == 401
+    assert (await house.login(password="not the right one", address=crowd.format(99))).status == 429
+    for headers in ({}, device):
+        guess = await house.login(password="not the right one", mode="cookie", address=home, headers=headers)
+        assert guess.status == 429, headers
+    assert (await house.login(address="203.0.113.5")).status == 200

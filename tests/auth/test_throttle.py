@@ -267,16 +267,16 @@ async def test_f2_a_script_that_is_late_does_not_count(pipe: Pipe, raw: "redis.R
     monkey = pytest.MonkeyPatch()
     monkey.setattr(pipe, "deadline", lambda: 1)
     with monkey.context(), pytest.raises(Exception, match="LATE"):
-        await counters.take(Names("a", "b", "c", "d"))
+        await counters.take(Names("a", "b", "c", "d", "e"))
     monkey.undo()
     assert await raw.keys("*") == []
 
 
 async def test_f3_a_script_that_was_forgotten_is_sent_again(pipe: Pipe, raw: "redis.Redis") -> None:
     counters = RedisCounters(pipe, SHARED)
-    await counters.take(Names("a", "b", "c", "d"))
+    await counters.take(Names("a", "b", "c", "d", "e"))
     await raw.script_flush()
-    await counters.take(Names("a", "b", "c", "d"))
+    await counters.take(Names("a", "b", "c", "d", "e"))
     assert await raw.hget("b", "count") == "2"
 
 
@@ -284,7 +284,7 @@ async def test_local_counters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("auth.throttle.LOCAL_ENTRIES", 10)
     counters = LocalCounters(LOCAL, now=lambda: 0.0)
     for n in range(30):
-        await counters.take(Names(f"a{n}", f"p{n}", f"u{n}", f"k{n}"))
+        await counters.take(Names(f"a{n}", f"p{n}", f"u{n}", f"k{n}", f"b{n}"))
     assert (len(counters._buckets), len(counters._pairs)) == (10, 10)
 
 
