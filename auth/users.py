@@ -59,8 +59,8 @@ class User(msgspec.Struct, frozen=True):
 
 class Account(NamedTuple):
     """What a login is checked against. `factors`: "totp", "passkey", where they are on; `state` is another text when
-    the password or any of these is another, and when all sessions were ended. `password_at_least`: as
-    `passwords.Stored` has it, 0 where it is not known."""
+    the password or any of these is another, when all or the other sessions were ended, and when everyone's were.
+    `password_at_least`: as `passwords.Stored` has it, 0 where it is not known."""
 
     user: User
     email_key: str
@@ -172,7 +172,9 @@ _ACCOUNT = f"""
 select {_USER}, u.email_key, u.password_hash, u.password_at_least, s.credential_version, array_remove(array[
         case when exists (select from totp t where t.subject = u.id and t.confirmed_at is not null) then 'totp' end,
         case when exists (select from passkeys p where p.subject = u.id) then 'passkey' end
-    ], null) as factors, s.credential_version || ' ' || s.revoked_below || ' ' || (
+    ], null) as factors, s.credential_version || ' ' || s.revoked_below || ' ' || s.trust_ended || ' ' || (
+        select coalesce(max(bound), 0) from revocation_log where kind = 3
+    ) || ' ' || (
         select coalesce(string_agg(f.name, ' ' order by f.name), '') from (
             select extract(epoch from confirmed_at)::text from totp where subject = u.id and confirmed_at is not null
             union all select id::text from passkeys where subject = u.id

@@ -487,8 +487,9 @@ async def _admit(route: Route, request: web.Request) -> Caller | None:
     caller = await request.app[IDENTIFY](request)
     if caller is None:
         raise Problem("unauthenticated")
-    if caller.via == "cookie" and request.method not in ("GET", "HEAD", "OPTIONS"):
-        require_same_origin(request)
+    reads = request.method in ("GET", "HEAD", "OPTIONS")
+    if caller.via == "cookie" and (route.in_person or not reads):
+        require_same_origin(request, or_typed=reads)
     if route.in_person and caller.act:
         raise Problem("impersonated")
     if route.access == "session" and caller.sid is None:
@@ -500,13 +501,14 @@ async def _admit(route: Route, request: web.Request) -> Caller | None:
     return caller
 
 
-def require_same_origin(request: web.Request) -> None:
-    """A request that a cookie authorises must come from one of our origins (Origin, else Sec-Fetch-Site)."""
+def require_same_origin(request: web.Request, *, or_typed: bool = False) -> None:
+    """A request that a cookie authorises must come from one of our origins (Origin, else Sec-Fetch-Site); `or_typed`:
+    or from the address bar."""
     origin = request.headers.get("Origin")
     if origin is not None:
         if origin not in request.app[ORIGINS]:
             raise Problem("cross_site", f"this Origin is not in client.allowed_origins; {_WAYS_OUT}")
-    elif request.headers.get("Sec-Fetch-Site") != "same-origin":
+    elif request.headers.get("Sec-Fetch-Site") not in (("same-origin", "none") if or_typed else ("same-origin",)):
         raise Problem("cross_site", _WAYS_OUT)
 
 

@@ -585,18 +585,25 @@ class Sessions:
             return await store.count_live(self._pool, now=self.now(), subject=subject)
 
     async def end_one(self, by: Actor, sid: str) -> bool:
-        """End one of the actor's own sessions; False when there is none such. Ending what is over changes nothing."""
+        """End one of the actor's own sessions; False when there is none such. Ending what is over changes nothing.
+
+        Who ends another than the one that acts may have lost a device: none is trusted any more.
+        """
         async with self._ending(by, [by.sid, sid] if ids.is_sid(sid) else [by.sid]) as (writing, live):
             if sid in live:
+                if sid != by.sid:
+                    await store.end_trust(writing.connection, by.subject)
                 await self._end(writing, by, [sid], "ended_by_user")
                 return True
             return ids.is_sid(sid) and await store.owns(writing.connection, by.subject, sid)
 
     async def end_others(self, by: Actor) -> None:
-        """End all of the actor's sessions but the one that acts; very many in several transactions."""
+        """End all of the actor's sessions but the one that acts, and all trust in devices; very many in several
+        transactions."""
         more = True
         while more:
             async with self._ending(by, most=ENDED_AT_ONCE) as (writing, live):
+                await store.end_trust(writing.connection, by.subject)
                 await self._end(writing, by, [sid for sid in live if sid != by.sid], "ended_by_user")
             more = len(live) == ENDED_AT_ONCE
 

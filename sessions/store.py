@@ -113,6 +113,11 @@ async def bump_credential_version(connection: Executor, id: str) -> int:
 _BUMP = "UPDATE subjects SET credential_version = credential_version + 1 WHERE id = $1 RETURNING credential_version"
 
 
+async def end_trust(connection: Connection, subject: str) -> None:
+    """No device is trusted any more on which a locked subject showed a second factor."""
+    await connection.execute("UPDATE subjects SET trust_ended = trust_ended + 1 WHERE id = $1", subject)
+
+
 async def database_now(connection: Executor) -> float:
     """The database's clock, for who has no lease that holds it."""
     now: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")

@@ -17,6 +17,8 @@ from auth.totp import Codes
 from config.clock import SystemClock
 from config.http import ROUTES
 from config.settings import Settings, with_values
+from sessions.log import Entry
+from sessions.model import Kind
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 from tests.auth.conftest import PASSWORD, Answer, House, build, secret_of, unix
@@ -282,10 +284,21 @@ async def test_whoever_did_not_ask_for_it_is_not_trusted_and_another_factor_or_p
         trusted = await trusting(me)
 
 
-async def test_a_lost_device_was_trusted_after_its_owner_had_ended_all_sessions(house: House, db_clock: Clock) -> None:
+@pytest.mark.parametrize("ended", ["all", "others", "one", "everyone's"])
+async def test_a_lost_device_was_trusted_after_its_sessions_had_been_ended(
+    house: House, db_clock: Clock, ended: str
+) -> None:
     me = await alice(house, db_clock)
     lost = await trusting(me)
-    assert (await house.call("DELETE", "/auth/sessions?scope=all", **me.by)).status == 204
+    assert (await house.login(ALICE, mode="cookie", headers=lost)).status == 200
+    if ended == "everyone's":
+        async with house.revocations.writing() as writing:
+            writing.append(Entry(kind=Kind.EVERYONE, reason="breach"))
+    else:
+        listed = (await house.call("GET", "/auth/sessions", **me.by)).json["items"]
+        sid = next(one["sid"] for one in listed if not one["current"])
+        path = f"/{sid}" if ended == "one" else f"?scope={ended}"
+        assert (await house.call("DELETE", f"/auth/sessions{path}", **me.by)).status == 204
     assert (await house.login(ALICE, mode="cookie", headers=lost)).code == "second_factor_required"
 
 

@@ -11,7 +11,7 @@ import pytest
 from auth import personal_data
 from auth.personal_data import PersonalData
 from config.settings import Settings, with_values
-from tests.auth.conftest import House, build
+from tests.auth.conftest import House, build, secret_of
 from tests.auth.test_erasure import ADDRESS, EMAIL, NAME, WORDS, ada
 
 SECRET = "a-backend-secret-0123456789abcdef0123456789"
@@ -103,3 +103,13 @@ async def test_browsers_of_one_name_are_one_device_and_nobody_is_not_found(house
     admin = await house.admin()
     answer = await house.call("POST", "/admin/users/u_nobody/export", {"reason": "asked"}, token=admin)
     assert (answer.status, answer.code) == (404, "not_found")
+
+
+async def test_another_site_could_have_a_browser_fetch_all_that_is_kept_of_its_user(house: House) -> None:
+    """A link there sends the cookie along: it spent the exports of an hour and left a file on the disk."""
+    cookie = secret_of(await house.register(mode="cookie"))
+    for site, status in (("cross-site", 403), ("same-site", 403), ("", 403), ("same-origin", 200), ("none", 200)):
+        headers = {"Sec-Fetch-Site": site} if site else {}
+        answer = await house.call("GET", "/auth/me/export", cookie=cookie, origin="", headers=headers)
+        assert (answer.status, answer.code) == (status, "cross_site" if status == 403 else ""), site
+    assert (await house.call("GET", "/auth/me", cookie=cookie, origin="")).status == 200
