@@ -68,7 +68,7 @@ class PersonRoutes:
                 result=PersonalData,
                 access="session",
                 impersonable=False,
-                errors=("cross_site", "step_up_required", "too_many_attempts", "outcome_unknown"),
+                errors=("step_up_required", "too_many_attempts", "outcome_unknown"),
                 tag="accounts",
             ),
             Route(

@@ -177,6 +177,6 @@ def problem_codes(route: Route) -> list[str]:
         codes.add("impersonated")
     if route.access != "public":
         codes |= {"unauthenticated", "token_expired", "session_ended", "forbidden"}
-        if route.method not in ("GET", "HEAD"):
+        if route.in_person or route.method not in ("GET", "HEAD"):
             codes.add("cross_site")
     return sorted(codes, key=lambda c: (PROBLEMS[c][0], c))
