@@ -243,7 +243,7 @@ class Identity:
 
     async def _read(self, claims: Claims) -> Connected:
         """2c: memory cannot judge the token's position, so PostgreSQL is asked."""
-        reading = await self._sessions.by_sid(claims.sid)
+        reading = await self._sessions.by_sid(claims.sid) or await self._sessions.read_again(claims.sid)
         if reading is None:  # ended so long ago that its row is gone, or a failover lost its login
             raise SessionEnded(Ended(EXPIRED, "absolute"))
         reading = await self._sessions.admit(reading)

@@ -8,7 +8,7 @@ What a session *is* stands in `model`, the SQL in `store`, refresh tokens in `re
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import asyncpg
 import msgspec
@@ -50,6 +50,9 @@ CLOCKS_AGREE = 3600.0
 """Nothing is deleted for its age (s) while this machine's clock and the database's are further apart than that."""
 FORGOTTEN_AT_ONCE = 1000
 ENDED_AT_ONCE = 2000
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 log = structlog.get_logger(__name__)
 
@@ -393,16 +396,28 @@ class Sessions:
         return verdict is None or (isinstance(verdict, Ended) and verdict.code != EXPIRED)
 
     async def _load_secrets(self, hashes: Sequence[bytes]) -> Mapping[bytes, Reading]:
-        with translated():
-            return await store.by_secret_hashes(self._pool, hashes)
+        return await self._load(store.by_secret_hashes, hashes)
 
     async def _load_sids(self, sids: Sequence[str]) -> Mapping[str, Reading]:
-        with translated():
-            return await store.by_sids(self._pool, sids)
+        return await self._load(store.by_sids, sids)
 
     async def _load_refresh_keys(self, sids: Sequence[str]) -> Mapping[str, bytes]:
+        return await self._load(store.refresh_keys, sids)
+
+    async def _load(
+        self, read: Callable[[store.Executor, Sequence[K]], Awaitable[Mapping[K, V]]], keys: Sequence[K]
+    ) -> Mapping[K, V]:
+        """What memory has to judge by its position may be old. What is *not there* has none: a demoted primary that
+        still answers knows nothing of later logins, so where its log ends before ours the lease's connection tells."""
+        applied = self._revocations.position
         with translated():
-            return await store.refresh_keys(self._pool, sids)
+            async with self._pool.acquire() as connection:
+                found = await read(connection, keys)
+                missing = [key for key in keys if key not in found]
+                behind = bool(missing) and await store.head_seq(connection) < applied.seq
+        if behind:
+            found = {**found, **await self._revocations.read_current(lambda connection: read(connection, missing))}
+        return found
 
     async def _load_sights(self, sights: Sequence[store.Sight]) -> Mapping[store.Sight, Reading]:
         # One row a sid: two tokens of one session that come in one turn are one sight, the older one's.

@@ -118,6 +118,12 @@ async def end_trust(connection: Connection, subject: str) -> None:
     await connection.execute("UPDATE subjects SET trust_ended = trust_ended + 1 WHERE id = $1", subject)
 
 
+async def head_seq(connection: Executor) -> int:
+    """Where the log of this server ends."""
+    seq: int = await connection.fetchval("SELECT seq FROM revocation_head")
+    return seq
+
+
 async def database_now(connection: Executor) -> float:
     """The database's clock, for who has no lease that holds it."""
     now: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")

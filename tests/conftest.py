@@ -147,6 +147,13 @@ async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
 
 
 @pytest.fixture
+async def old_primary(postgres_server: Postgres, database_template: str) -> AsyncIterator[asyncpg.Pool]:
+    """A pool on a server that answers reads and has nothing of what the test did: its log ends where the test began."""
+    async with _database(postgres_server, database_template) as url, asyncpg.create_pool(url, min_size=0) as pool:
+        yield pool
+
+
+@pytest.fixture
 async def redis_url(valkey_server: Valkey) -> str:
     """The Valkey of this process, emptied."""
     client = redis.Redis.from_url(valkey_server.url)

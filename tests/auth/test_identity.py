@@ -430,6 +430,37 @@ async def test_2c_a_session_that_is_gone_from_the_database_is_over(
         await identity.connect(made["access_token"])
 
 
+async def test_sessions_that_a_demoted_primary_never_heard_of_were_refused_and_closed(
+    house: House, identity: Identity, old_primary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await house.register()).json
+    secret = secret_of(await house.login(mode="cookie"))
+    await end(house, kind=Kind.SESSION, sid="other")  # the head moves on
+    sessions = identity._sessions
+    monkeypatch.setattr(sessions, "_pool", old_primary)
+    connected = await identity.connect(None, secret)
+    assert connected is not None
+    assert await sessions.by_sid(made["session"]["sid"]) is not None
+    assert (await house.call("POST", "/auth/refresh", {"refresh_token": made["refresh_token"]})).status == 200
+    assert await sessions.by_secret("x" * len(secret)) is None
+    assert await sessions.by_sid(made["session"]["sid"][:-1] + "0") is None
+
+
+async def test_a_token_that_is_newer_than_all_that_is_known_here_was_taken_for_one_of_an_ended_session(
+    house: House, identity: Identity, old_primary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = (await house.register()).json["access_token"]
+    monkeypatch.setattr(identity._sessions, "_pool", old_primary)
+    judge, asked = house.revocations.judge, []
+
+    def era_unknown_at_first(*of: Any) -> Any:
+        asked.append(of)
+        return Again.BELOW_FLOOR if len(asked) < 3 else judge(*of)
+
+    monkeypatch.setattr(house.revocations, "judge", era_unknown_at_first)
+    assert await identity.connect(token) is not None
+
+
 async def test_changed_rights_are_read_again(house: House, identity: Identity) -> None:
     made = (await house.register()).json
     admin = await house.admin()
