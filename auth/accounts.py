@@ -28,6 +28,7 @@ from auth.mailbox_routes import MailboxRoutes
 from auth.passkeys import Passkeys
 from auth.passwords import Passwords
 from auth.person_routes import PersonRoutes
+from auth.profiles import Profiles
 from auth.routes import AccountRoutes
 from auth.service import Users
 from auth.throttle import Throttle
@@ -129,6 +130,7 @@ class Accounts:
             pool, revocations, sessions, self.passwords, throttle, codes, keys, freshness, settings.auth, mail
         )
         self._factors = FactorRoutes(factors, self.tokens)
+        self.cookies = CookieStorage(sessions, secure=secure)
         self.identity = Identity(
             sessions,
             revocations,
@@ -136,6 +138,7 @@ class Accounts:
             tokens=self.tokens,
             external=self.external,
             api_keys=self.api_keys,
+            cookie_name=self.cookies.cookie_name,
             idle=settings.sessions.idle,
             roles=roles,
             second_factor_roles=settings.auth.second_factor_roles,
@@ -153,9 +156,11 @@ class Accounts:
         erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs)
         self._persons = PersonRoutes(pool, revocations, erasure, throttle, freshness, settings.auth)
         acting = Impersonation(pool, revocations, sessions, freshness, settings.auth)
-        self._accounts = AccountRoutes(self.people, mailboxes, sessions, self.tokens, self.keys, throttle, settings)
+        self._profiles = Profiles(pool, revocations, clock=clock)
+        self._accounts = AccountRoutes(
+            self.people, self._profiles, mailboxes, sessions, self.tokens, self.keys, throttle, settings
+        )
         self._users = UserRoutes(self.people, acting, sessions, self.tokens)
-        self.cookies = CookieStorage(sessions, secure=secure)
 
     async def start(self) -> None:
         """After sessions. Raises KeysUnreadable when the signing keys are sealed with an unknown secret."""
@@ -170,6 +175,7 @@ class Accounts:
         await self.webhooks.close()
         await self._humans.close()
         await self.people.close()
+        await self._profiles.close()
         await self.api_keys.close()
         await self.keys.close()
         self.passwords.close()

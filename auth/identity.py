@@ -21,10 +21,10 @@ from auth.jws import Parts
 from auth.keys import Keys
 from auth.tokens import AccessTokens, Claims, Lapsed, Remembered, UnknownKey, apart, digest
 from config import scopes
-from config.http import Caller, Problem, client_address
-from sessions import cookies, ids
+from config.http import Caller, Problem, client_address, cookie
+from sessions import ids
 from sessions.errors import ExternalRefused
-from sessions.model import EXPIRED, Ended, Position, Reading, Standing
+from sessions.model import EXPIRED, Ended, Position, Reading, Session, Standing
 from sessions.revocations import Revocations
 from sessions.service import Sessions
 
@@ -69,8 +69,8 @@ class Connected(NamedTuple):
 
 
 class Identity:
-    """Judges credentials. `idle` is `sessions.idle`: that of a session whose token does not say it;
-    `roles` is `auth.roles`, `second_factor_roles` is `auth.second_factor_roles`.
+    """Judges credentials. `cookie_name` is the session cookie's. `idle` is `sessions.idle`: that of a session whose
+    token does not say it; `roles` is `auth.roles`, `second_factor_roles` is `auth.second_factor_roles`.
 
     The caller of `connect` and `try_connect` runs revocation.md 9b itself, in the block that goes live: what comes back
     was good when it was judged, and an await may lie between.
@@ -85,15 +85,18 @@ class Identity:
         tokens: AccessTokens,
         external: ExternalTokens,
         api_keys: ApiKeys,
+        cookie_name: str,
         idle: float,
         roles: Mapping[str, Iterable[str]] = scopes.DEFAULT_ROLES,
         second_factor_roles: Iterable[str] = (),
     ) -> None:
-        self._sessions, self._revocations, self._idle = sessions, revocations, idle
+        self._sessions, self._revocations, self._idle, self._cookie_name = sessions, revocations, idle, cookie_name
         self._keys, self._tokens, self._external, self._api_keys = keys, tokens, external, api_keys
         self._roles, self._second_factor_roles = roles, frozenset(second_factor_roles)
         # Sessions that had to be read because their token's position was too old, or its roles were.
         self._readings: Remembered[str, Reading] = Remembered()
+        # What follows from a session as it was read, for as long as the same reading is used again.
+        self._callers: Remembered[str, tuple[Session, Caller]] = Remembered()
 
     # -- HTTP
 
@@ -102,12 +105,14 @@ class Identity:
 
         Problem: unauthenticated, token_expired, session_ended (with reason). Being identified is activity.
         """
-        scheme, value = _authorization(request)
-        if scheme == "bearer":
-            return await self._bearer(request, value)
-        key = value if scheme == "apikey" else _one(request, "X-API-Key")
-        if key is not None:
-            return await self._api_keys.identify(key)
+        headers = request.headers
+        if "Authorization" in headers or "X-API-Key" in headers:
+            scheme, value = _authorization(request)
+            if scheme == "bearer":
+                return await self._bearer(request, value)
+            key = value if scheme == "apikey" else _one(request, "X-API-Key")
+            if key is not None:
+                return await self._api_keys.identify(key)
         return await self._cookie(request)
 
     async def _bearer(self, request: web.Request, token: str) -> Caller:
@@ -127,15 +132,26 @@ class Identity:
         )
 
     async def _cookie(self, request: web.Request) -> Caller | None:
-        reading = await cookies.reading(request)
-        if reading is None:
+        secret = cookie(request, self._cookie_name)
+        if secret is None:
             return None
-        reading = request[READING] = await self._sessions.admit(reading)
+        reading = self._sessions.remembered(secret)
+        if reading is None:
+            found = await self._sessions.by_secret(secret)
+            if found is None:
+                return None
+            reading = await self._sessions.admit(found)
+        request[READING] = reading
         session = reading.session
         self._sessions.seen(session.sid, session.idle)
+        known = self._callers.get(session.sid)
+        if known is not None and known[0] is session:
+            return known[1]
         subject = session.subject
         roles = frozenset(subject.roles)
-        return self._person("cookie", subject.id, session.sid, roles, session.aal, session.act, reading.position)
+        caller = self._person("cookie", subject.id, session.sid, roles, session.aal, session.act, reading.position)
+        self._callers.keep(session.sid, (session, caller))
+        return caller
 
     def _person(
         self,

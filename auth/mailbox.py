@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from auth import letters, one_time, passkeys, users
+from auth import letters, one_time, passkeys, profiles, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.letters import Order, Token
@@ -25,7 +25,7 @@ from config.jobs import GiveUp, Job, Jobs, Kind, enqueue
 from config.settings import Auth, Mail
 from sessions import audit, model, store
 from sessions.errors import translated
-from sessions.revocations import Entry, Revocations
+from sessions.revocations import Entry, Revocations, Writing
 from sessions.transactions import transaction
 
 JOB = "mailbox"
@@ -313,15 +313,17 @@ class Mailboxes:
                     raise _no_longer("token")
                 if not (change["new_confirmed"] and change["old_confirmed"]):
                     return False
-                await self._move(connection, account, change["email"], client)
+                await self._move(writing, account, change["email"], client)
         await self._throttle.know(client.address, users.email_key(change["email"]), anew=True)
         self._jobs.wake()
         return True
 
-    async def _move(self, connection: Connection, account: Account, email: str, client: Client) -> None:
+    async def _move(self, writing: Writing, account: Account, email: str, client: Client) -> None:
+        connection = writing.connection
         id, old = account.user.id, account.user.email
         if not await users.set_email(connection, id, email):
             raise Problem("email_taken")
+        writing.append(profiles.changed(id))
         await connection.execute(_FORGET_CHANGE, id)
         await one_time.void(connection, id)
         await letters.post(

@@ -20,10 +20,11 @@ from auth.identity import READING
 from auth.keys import Keys
 from auth.mailbox import Mailboxes
 from auth.mailbox_routes import Text, who_asks
+from auth.profiles import Profiles
 from auth.service import Client, Held, LoggedIn, Users, registrable
 from auth.strength import Strength, strength
 from auth.throttle import Throttle
-from auth.tokens import AccessTokens
+from auth.tokens import AccessTokens, Remembered
 from auth.users import MAX_EMAIL, MAX_NAME, User
 from auth.webauthn_json import Assertion, RequestOptions
 from config.http import (
@@ -41,7 +42,7 @@ from config.http import (
 from config.settings import Settings
 from sessions import cookies
 from sessions.errors import SessionEnded
-from sessions.model import Reading
+from sessions.model import Reading, Session
 from sessions.refresh import client_binding
 from sessions.routes import SessionView, view
 from sessions.service import Sessions
@@ -200,6 +201,7 @@ class AccountRoutes:
     def __init__(
         self,
         people: Users,
+        profiles: Profiles,
         mailboxes: Mailboxes,
         sessions: Sessions,
         tokens: AccessTokens,
@@ -208,7 +210,9 @@ class AccountRoutes:
         settings: Settings,
     ) -> None:
         self._people, self._mailboxes, self._settings, self._throttle = people, mailboxes, settings, throttle
-        self._sessions, self._tokens, self._keys = sessions, tokens, keys
+        self._sessions, self._tokens, self._keys, self._profiles = sessions, tokens, keys, profiles
+        # What follows from a session and a user as they were read, for as long as the same readings are used again.
+        self._mine: Remembered[str, tuple[Session, User, Me]] = Remembered()
 
     def routes(self) -> list[Route]:
         return [
@@ -480,11 +484,16 @@ class AccountRoutes:
 
     async def me(self, call: Call[None, Nothing]) -> Me:
         reading = await self._reading(call)
-        user = await self._people.find(call.who.id)
+        user = await self._profiles.find(call.who.id)
         if user is None:
             raise Problem("not_found")
-        act = reading.session.act or msgspec.UNSET
-        return Me(user_view(user), view(reading.session), sorted(call.who.scopes), act)
+        session = reading.session
+        kept = self._mine.get(session.sid)
+        if kept is not None and kept[0] is session and kept[1] is user:
+            return kept[2]
+        me = Me(user_view(user), view(session), sorted(call.who.scopes), session.act or msgspec.UNSET)
+        self._mine.keep(session.sid, (session, user, me))
+        return me
 
     async def change_me(self, call: Call[ChangeMe, Nothing]) -> UserView:
         body, who = call.body, call.who

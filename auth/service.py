@@ -6,13 +6,13 @@ Each deed is one straight line: the limit, the password (one hash, whoever it is
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
-from auth import letters, passkeys, users
+from auth import letters, passkeys, profiles, users
 from auth import passwords as policy
 from auth.challenges import TRIES, Challenge, ChallengeOver, Challenges
 from auth.devices import DeviceCookies
@@ -32,7 +32,6 @@ from config.settings import Auth, Mail
 from config.settings import Sessions as Policy
 from config.tasks import Tasks
 from sessions import audit, store, webhooks
-from sessions.batches import Batch
 from sessions.devices import device_name, place
 from sessions.errors import SessionEnded, Stale, translated
 from sessions.log import Entry
@@ -118,7 +117,6 @@ class Users:
         self._passwords, self._throttle, self._devices, self._settings = passwords, throttle, devices, settings
         self._challenges, self._codes, self._freshness = challenges, codes, freshness
         self._passkeys = passkeys
-        self._users: Batch[str, User] = Batch(self._load_users)
         self._failures: dict[str, int] = {}
         self._tasks = Tasks()
 
@@ -126,7 +124,6 @@ class Users:
         self._tasks.keep("auth: failures", self._keep_failures)
 
     async def close(self) -> None:
-        await self._users.close()
         await self._tasks.close()
         await self.flush()
 
@@ -470,6 +467,7 @@ class Users:
                 given = {"display_name": display_name, "avatar_url": avatar_url}
                 after = before | {name: value for name, value in given.items() if value is not None}
                 await users.set_profile(connection, id, **after)
+                writing.append(profiles.changed(id))
                 await audit.append(
                     connection,
                     "user.profile_changed",
@@ -482,14 +480,6 @@ class Users:
         return msgspec.structs.replace(account.user, **after)
 
     # -- what admins do
-
-    async def find(self, id: str) -> User | None:
-        """Anyone who has been here, accounts of other issuers too. Many who ask at once are one statement."""
-        return await self._users(id)
-
-    async def _load_users(self, ids: Sequence[str]) -> Mapping[str, User]:
-        with translated():
-            return await users.find_all(self._pool, ids)
 
     async def page(self, by: users.Filter, *, limit: int, after: Cursor | None) -> tuple[list[User], Cursor | None]:
         with translated():

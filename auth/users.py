@@ -19,6 +19,7 @@ from auth.passwords import Stored
 from config import paging
 from config.database import Connection, Pool
 from config.paging import Cursor
+from sessions.model import Position
 
 Executor = Connection | Pool
 
@@ -186,20 +187,23 @@ from users u join subjects s on s.id = u.id
 
 async def find(connection: Executor, id: str) -> User | None:
     """Anyone who has a subject: a guest and another issuer's user have no e-mail address and no name here."""
-    return (await find_all(connection, [id])).get(id)
+    found = (await find_all(connection, [id])).get(id)
+    return None if found is None else found[0]
 
 
-async def find_all(connection: Executor, ids: Sequence[str]) -> Mapping[str, User]:
-    """The same of many."""
-    return {record["id"]: _user(record) for record in await connection.fetch(_FIND, ids)}
+async def find_all(connection: Executor, ids: Sequence[str]) -> Mapping[str, tuple[User, Position]]:
+    """The same of many, with where the log stood when they were read."""
+    records = await connection.fetch(_FIND, ids)
+    return {one["id"]: (_user(one), Position(one["seq"], one["era_id"].hex)) for one in records}
 
 
 _FIND = f"""
-select s.id, coalesce(u.email, '') as email, coalesce(u.display_name, '') as display_name, s.roles,
+select h.seq, h.era_id, s.id, coalesce(u.email, '') as email, coalesce(u.display_name, '') as display_name, s.roles,
     extract(epoch from coalesce(u.created_at, s.created_at))::float8 as created_at, s.state = 'active' as active,
     coalesce(u.failures, 0) as failures, extract(epoch from u.last_login_at)::float8 as last_login_at,
     coalesce(u.avatar_url, '') as avatar_url, {_BANNED}
-from subjects s left join users u on u.id = s.id where s.id = any($1::text[]) and s.erased_at is null
+from revocation_head h cross join subjects s left join users u on u.id = s.id
+where s.id = any($1::text[]) and s.erased_at is null
 """  # noqa: S608 - constants of this module
 
 

@@ -55,6 +55,7 @@ async def main() -> dict[str, list[float]]:
         tokens=tokens,
         external=cast(Any, SimpleNamespace(recall=lambda key: None)),
         api_keys=cast(Any, None),
+        cookie_name="",
         idle=3600.0,
     )
     made = [tokens.make(reading(n))[0] for n in range(1000)]

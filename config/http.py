@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 import structlog
@@ -357,6 +357,8 @@ def mount(app: web.Application, routes: Sequence[Route], adapter: Adapter | None
 
 
 def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    needs_current, public, admin = route.needs_current, route.access == "public", route.access == "admin"
+
     async def handle(request: web.Request) -> web.StreamResponse:
         limits: list[_Limit] = []
         _limits.set(limits)
@@ -373,10 +375,11 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         return response
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        if route.needs_current and not request.app[CURRENT]():
+        current = request.app[CURRENT]
+        if needs_current and not current():
             raise Problem("frozen", retry_after=1)
-        caller = await _admit(route, request)
-        RIGHTS.set(caller if route.access == "admin" else None)
+        caller = None if public else await _admit(route, request)
+        RIGHTS.set(caller if admin else None)
         query: Any = decode_query(request, route.query)
         body: Any = None if route.body is None else await read_body(request, route.body)
         call = Call(request, body, query, caller)
@@ -385,13 +388,14 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
             if form is not None:
                 return await _export(route, route.export, call, form)
         result: Any = await route.handler(call)
-        if isinstance(result, web.StreamResponse) and result.prepared:
-            return result
-        if route.needs_current and not request.app[CURRENT]():
+        own = isinstance(result, web.StreamResponse)
+        if own and result.prepared:
+            return cast(web.StreamResponse, result)
+        if needs_current and not current():
             # What a GET found is not told; what another method did may be done, and "frozen" would say that it is not.
             raise Problem("frozen" if route.method == "GET" else "outcome_unknown", retry_after=1)
-        if isinstance(result, web.StreamResponse):
-            return result
+        if own:
+            return cast(web.StreamResponse, result)
         if result is None:
             return web.Response(status=204, headers={"Cache-Control": "no-store"})
         return reply(result, route.status)
@@ -474,16 +478,14 @@ def moment(unix: float | None) -> str | None:
 def reply(result: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON answer that no cache keeps."""
     return web.Response(
-        body=msgspec.json.encode(result),
-        status=status,
-        content_type="application/json",
-        headers={"Cache-Control": "no-store", **(headers or {})},
+        body=msgspec.json.encode(result), status=status, headers={**_JSON, **headers} if headers else _JSON
     )
 
 
-async def _admit(route: Route, request: web.Request) -> Caller | None:
-    if route.access == "public":
-        return None
+_JSON: Mapping[str, str] = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+
+
+async def _admit(route: Route, request: web.Request) -> Caller:
     caller = await request.app[IDENTIFY](request)
     if caller is None:
         raise Problem("unauthenticated")
@@ -568,6 +570,8 @@ def decode_body(raw: bytes, kind: type[B]) -> B:
 
 def decode_query(request: web.Request, kind: type[Q]) -> Q:
     """The query string as `kind`; a name given twice or unknown is refused."""
+    if not request.query_string:
+        return cast(Q, _without_query(cast(Any, kind)))
     values: dict[str, str] = {}
     for name, value in request.query.items():
         if name in values:
@@ -576,6 +580,12 @@ def decode_query(request: web.Request, kind: type[Q]) -> Q:
             raise invalid(_told(name), "printable text")
         values[name] = value
     return _convert(values, kind, strict=False)
+
+
+@functools.cache
+def _without_query(kind: type[Any]) -> Any:
+    """Queries do not change, so one is enough; a problem is not kept. As many as there are routes."""
+    return _convert({}, kind, strict=False)
 
 
 def plain(name: str, value: str) -> str:
@@ -681,6 +691,19 @@ def client_address(request: web.Request) -> str:
             break
         address = hop
     return address
+
+
+def cookie(request: web.Request, name: str) -> str | None:
+    """The value of a cookie that needs no unquoting; None where it is missing or stands twice."""
+    found = None
+    for header in request.headers.getall("Cookie", ()):
+        for pair in header.split(";"):
+            key, equals, value = pair.partition("=")
+            if equals and key.strip() == name:
+                if found is not None:
+                    return None
+                found = value.strip()
+    return found
 
 
 @functools.lru_cache(maxsize=8192)

@@ -290,7 +290,14 @@ class App:
             mount(app, self._demo())
         _allow_cross_origin(app, origins)
         self._pages(app)
-        app.on_response_prepare.append(self._secure)
+        cross_origin = app.on_response_prepare.pop()
+
+        async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+            self._secure(response)
+            if "Origin" in request.headers:  # there is nothing to say to others
+                await cross_origin(request, response)
+
+        app.on_response_prepare.append(prepare)
         return app
 
     def _operations(self) -> list[Route]:
@@ -379,14 +386,15 @@ class App:
         for path, name in names.items():
             app.router.add_get(path, _page(PAGE / name))
 
-    async def _secure(self, _request: web.Request, response: web.StreamResponse) -> None:
+    def _secure(self, response: web.StreamResponse) -> None:
         if response.status == 101:
             return
+        headers = response.headers
         for name, value in _SECURITY_HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers["Server"] = SERVER  # aiohttp's says which versions run here
+            headers.setdefault(name, value)
+        headers["Server"] = SERVER  # aiohttp's says which versions run here
         if not self.dev:
-            response.headers.setdefault("Strict-Transport-Security", _HSTS)
+            headers.setdefault("Strict-Transport-Security", _HSTS)
 
 
 class NodeItem(msgspec.Struct, frozen=True):
@@ -456,7 +464,7 @@ async def _measured(request: web.Request, handler: Callable[[web.Request], Await
     resource = request.match_info.route.resource
     metrics.answered(resource.canonical if resource else "", request.method, response.status)
     if response.status != 101:  # the connection's whole life is no time to answer
-        metrics.request_seconds.observe(time.perf_counter() - started)
+        metrics.request_seconds.add(time.perf_counter() - started)
     return response
 
 

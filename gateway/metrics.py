@@ -6,6 +6,7 @@ compares the two. In multi-process mode (`PROMETHEUS_MULTIPROC_DIR`) any process
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -70,11 +71,6 @@ GAUGES: Mapping[str, tuple[str, Mode]] = {
 _PREFIX = "wardgate_"
 _counters = {name: Counter(_PREFIX + name, text) for name, text in COUNTERS.items()}
 _gauges = {name: Gauge(_PREFIX + name, text, multiprocess_mode=mode) for name, (text, mode) in GAUGES.items()}
-request_seconds = Histogram(
-    _PREFIX + "http_request_seconds",
-    "Time to answer an HTTP request",
-    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-)
 close_seconds = Histogram(
     _PREFIX + "close_seconds",
     "Time from the commit of a revocation to its taking effect on this node: its connections are out of every list",
@@ -100,6 +96,31 @@ class Tally:
             self._counter.labels(*labels).inc(count)
 
 
+class Spread(Histogram):
+    """A histogram that is told of many at once, by `sample`."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        super().__init__(_PREFIX + name, text, buckets=bounds)
+        self._bounds = (*bounds, float("inf"))
+        self._counts, self._total = [0] * len(self._bounds), 0.0
+
+    def add(self, amount: float) -> None:
+        self._counts[bisect_left(self._bounds, amount)] += 1
+        self._total += amount
+
+    def move(self) -> None:
+        """Tell Prometheus what was counted since the last time."""
+        counts, self._counts = self._counts, [0] * len(self._bounds)
+        total, self._total = self._total, 0.0
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+request_seconds = Spread(
+    "http_request_seconds", "Time to answer an HTTP request", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+)
 requests = Tally("http_requests", "HTTP requests answered", ["route", "method", "status"])
 disconnects = Tally("disconnects", "Closes by us, by code", ["code"])
 
@@ -125,6 +146,7 @@ class Sampler:
 
     def sample(self) -> None:
         requests.move()
+        request_seconds.move()
         disconnects.move()
         totals: dict[str, float] = {}
         for part in self.parts:

@@ -13,6 +13,7 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp_session import AbstractStorage, Session, SessionData
 
+from config.http import cookie
 from sessions.model import Reading
 from sessions.service import Opened, Sessions
 
@@ -43,6 +44,10 @@ class CookieStorage(AbstractStorage):
         request[READING] = reading
         kept = SessionData(created=int(reading.session.created_at), session={_SID: reading.session.sid})
         return Session(secret, data=kept, new=False)
+
+    def load_cookie(self, request: web.Request) -> str | None:
+        """The secret; None where there is no cookie, or two."""
+        return cookie(request, self.cookie_name)
 
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Set the cookie of a login, or take it away."""

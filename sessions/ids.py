@@ -58,6 +58,12 @@ def secret_hash(secret: str) -> bytes | None:
     return hashlib.sha256(raw).digest() if raw is not None and len(raw) == SECRET_BYTES else None
 
 
+def secret_key(secret: str) -> bytes:
+    """What a process finds a cookie's value by that it has met; of what cannot be one too. The value itself is kept
+    nowhere."""
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+
+
 def encode(raw: bytes) -> str:
     """base64url without padding."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

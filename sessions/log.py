@@ -148,8 +148,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """What a transaction wants the log to say; its place (seq, id, previous, bound) is given at commit.
 
     SESSION takes `sid`; USER takes `subject`; RIGHTS takes either: the user's sockets go for fresh ones, those of a
-    session stay and only what was read of it is read again, and as `sid` "key:" and an API key's id does the same for
-    that; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
+    session stay and only what was read of it is read again, and as `sid` "key:" and an API key's id, or "user:" and a
+    user's, does the same for that key or that user's profile; EVERYONE may take `except_sid`; API_KEY takes `api_key`.
     """
 
     kind: Kind

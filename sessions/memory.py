@@ -9,7 +9,7 @@ memory reaches back far enough. Not here: what to do about a verdict, who may go
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -60,27 +60,18 @@ def era_of(seq: int) -> int:
     return seq // ERA
 
 
-class _Index:
+class _Index(dict[str, list[Row]]):
     """Rows by what they name."""
 
-    def __init__(self) -> None:
-        self._rows: dict[str, list[Row]] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def add(self, name: str, row: Row) -> None:
-        self._rows.setdefault(name, []).append(row)
+        self.setdefault(name, []).append(row)
 
     def remove(self, name: str, row: Row) -> None:
-        rows = [r for r in self._rows[name] if r.id != row.id]
+        rows = [r for r in self[name] if r.id != row.id]
         if rows:
-            self._rows[name] = rows
+            self[name] = rows
         else:
-            del self._rows[name]
-
-    def get(self, name: str) -> Sequence[Row]:
-        return self._rows.get(name, ())
+            del self[name]
 
 
 class Memory:
@@ -117,12 +108,13 @@ class Memory:
         if not self.covers(position):
             return Again.BELOW_FLOOR
         by = self._by
-        for kind, name in ((Kind.SESSION, sid), (Kind.USER, user), (Kind.EVERYONE, "")):
-            for row in by[kind].get(name):
+        for rows in (by[Kind.SESSION].get(sid, ()), by[Kind.USER].get(user, ()), by[Kind.EVERYONE].get("", ())):
+            for row in rows:
                 if kills(row, sid, user, born):
                     return row.ended
-        for name in (user, sid):
-            for row in by[Kind.RIGHTS].get(name):
+        changes = by[Kind.RIGHTS]
+        for rows in (changes.get(user, ()), changes.get(sid, ())):
+            for row in rows:
                 if row.seq > position.seq:
                     return Again.RIGHTS
         return None
@@ -131,10 +123,10 @@ class Memory:
         """The same for an API key. A RIGHTS row that names it asks to read it again."""
         if not self.covers(position):
             return Again.BELOW_FLOOR
-        rows = self._by[Kind.API_KEY].get(api_key)
+        rows = self._by[Kind.API_KEY].get(api_key, ())
         if rows:
             return rows[0].ended
-        changed = self._by[Kind.RIGHTS].get(f"key:{api_key}")
+        changed = self._by[Kind.RIGHTS].get(f"key:{api_key}", ())
         return Again.RIGHTS if any(row.seq > position.seq for row in changed) else None
 
     # -- learning

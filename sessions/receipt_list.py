@@ -65,6 +65,8 @@ def _target(record: Any) -> str:
         case Kind.USER:
             return f"user:{record['subject']}"
         case Kind.RIGHTS:
+            if ":" in record["sid"]:  # no session's: it names what it is of
+                return str(record["sid"])
             return f"session:{record['sid']}" if record["sid"] else f"user:{record['subject']}"
         case Kind.API_KEY:
             return f"api_key:{record['api_key']}"

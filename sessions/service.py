@@ -135,8 +135,8 @@ class Sessions:
         self._sids: Batch[str, Reading] = Batch(self._load_sids)
         self._sights: Batch[store.Sight, Reading] = Batch(self._load_sights)
         self._refresh_keys: Batch[str, bytes] = Batch(self._load_refresh_keys)
-        self._by_secret: Cache[bytes] = Cache(size=CACHED, age=CACHED_FOR)
-        self._by_sight: Cache[str] = Cache(size=CACHED, age=CACHED_FOR)
+        self._by_secret: Cache[bytes, Reading] = Cache(size=CACHED, age=CACHED_FOR)
+        self._by_sight: Cache[str, Reading] = Cache(size=CACHED, age=CACHED_FOR)
         self._activity = Activity(self._touch)
         self._tasks = Tasks()
 
@@ -336,25 +336,22 @@ class Sessions:
     # -- reading
 
     def remembered(self, secret: str) -> Reading | None:
-        """The session of a cookie where it was read lately and memory can say that it lives. None: ask `by_secret`."""
-        digest = ids.secret_hash(secret)
-        kept = None if digest is None else self._by_secret.get(digest, self._clock.now())
+        """The session of a cookie where it was read lately and memory says that it lives now. None: ask `by_secret`."""
+        kept = self._by_secret.get(ids.secret_key(secret), self._clock.now())
         return kept if kept is not None and self.judge(kept) is None else None
 
     async def by_secret(self, secret: str) -> Reading | None:
         """The session of a cookie, live or over; None for a secret that is nobody's. Cached, judged on every hit."""
-        digest = ids.secret_hash(secret)
-        if digest is None:
-            return None
-        kept = self._by_secret.get(digest, self._clock.now())
+        key, asked = ids.secret_key(secret), self._clock.now()
+        kept = self._by_secret.get(key, asked)
         if kept is not None and self._usable(kept):
             return kept
-        asked = self._clock.now()
-        reading = await self._secrets(digest)
+        digest = ids.secret_hash(secret)
+        reading = None if digest is None else await self._secrets(digest)
         if reading is None:
-            self._by_secret.drop(digest)
+            self._by_secret.drop(key)
         else:
-            self._by_secret.put(digest, reading, asked)
+            self._by_secret.put(key, reading, asked)
         return reading
 
     async def by_sid(self, sid: str, *, connection: Connection | None = None) -> Reading | None:

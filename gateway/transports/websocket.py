@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from aiohttp import HttpVersion11, web
 
-from config.http import ORIGINS, Problem, address_prefix, client_address
+from config.http import ORIGINS, Problem, address_prefix, client_address, cookie
 from gateway.caps import Cap
 from gateway.client import Handshake, new_client_id
 from gateway.hub import Hub
@@ -291,7 +291,7 @@ class WebSocketTransport:
         if origin in request.app[ORIGINS]:
             if request.headers.get("Sec-Fetch-Site") == "cross-site":
                 return None
-            return _cookie(request, self._cookie)
+            return cookie(request, self._cookie)
         if origin.partition("://")[2] != request.headers["Host"]:
             raise Problem("cross_site", "this Origin is not in client.allowed_origins")
         return None
@@ -361,13 +361,6 @@ def _is_nonce(key: str) -> bool:
         return len(base64.b64decode(key, validate=True)) == 16
     except ValueError:  # binascii.Error, or not ASCII
         return False
-
-
-def _cookie(request: web.Request, name: str) -> str | None:
-    """The value of the cookie `name`, which needs no unquoting; None where it is missing or stands twice."""
-    pairs = [pair.strip() for value in request.headers.getall("Cookie", []) for pair in value.split(";")]
-    found = [pair[len(name) + 1 :] for pair in pairs if pair.startswith(name + "=")]
-    return found[0] if len(found) == 1 else None
 
 
 def _switching(key: str, protocol: str) -> bytes:

@@ -73,3 +73,17 @@ def test_a_client_cannot_make_series_by_inventing_methods() -> None:
         "wardgate_http_requests_total", {"route": "/made-up", "method": "other", "status": "405"}
     )
     assert counted == 50
+
+
+def test_how_long_answers_took_is_told_by_bucket() -> None:
+    def bucket(bound: str) -> float:
+        return prometheus_client.REGISTRY.get_sample_value("wardgate_http_request_seconds_bucket", {"le": bound}) or 0.0
+
+    name = "wardgate_http_request_seconds"
+    before = [bucket("0.001"), bucket("0.3"), bucket("+Inf"), value(f"{name}_sum")]
+    for seconds in (0.001, 0.2, 0.2, 60.0):
+        metrics.request_seconds.add(seconds)
+    Sampler([]).sample()
+    Sampler([]).sample()
+    after = [bucket("0.001"), bucket("0.3"), bucket("+Inf"), value(f"{name}_sum")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([1, 3, 4, 60.401])

@@ -133,6 +133,15 @@ async def test_a_cookie_that_is_nobodys_is_nobody(serve: Serve) -> None:
         assert (answer.status, await answer.text()) == (200, "nobody"), value
 
 
+async def test_two_session_cookies_are_nobodys(serve: Serve, login: Logins) -> None:
+    client, secret = await serve(secure=False), (await login("alice")).secret
+    for both in (f"wardgate={secret}; a=1; wardgate={secret}", f"wardgate=x;wardgate={secret}"):
+        answer = await client.get("/who", headers={"Cookie": both})
+        assert await answer.text() == "nobody"
+    answer = await client.get("/who", headers={"Cookie": f'a="x; y"; xwardgate=z; wardgate={secret} ; b'})
+    assert await answer.text() == "alice"
+
+
 async def test_the_cookie_of_a_session_that_is_over_says_why(serve: Serve, login: Logins) -> None:
     client = await serve(secure=False)
     await client.post("/in?user=alice")
