@@ -193,4 +193,5 @@ class Accounts:
         jobs, chained = self.jobs.figures(), self._chain.figures()
         failures = self.people.failures + self.api_keys.failures
         failures += int(jobs["background_failures"] + chained["background_failures"])
-        return {**jobs, **chained, **self.passwords.figures(), "background_failures": failures}
+        counted = {**jobs, **chained, **self.passwords.figures(), **self._humans.figures()}
+        return {**counted, "background_failures": failures}

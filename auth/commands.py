@@ -421,8 +421,8 @@ async def create_api_key(
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         new = keeping.NewKey(name, scope, await _from_now(connection, ttl), service_account or None)
         with _told():
-            key, info = await keeping.create(connection, new, within=_ALL, by=_BY)
-    show({"key": key, **_shown_key(info)}, as_json=common.json)
+            secret, info = await keeping.create(connection, new, within=_ALL, by=_BY)
+    show({"secret": secret, **_shown_key(info)}, as_json=common.json)
 
 
 @keys_api.command(name="list")
@@ -475,8 +475,8 @@ async def rotate_api_key(
         raise Usage(f"--overlap is at most {keeping.LONGEST_OVERLAP / 86400:.0f}d")
     async with database(common) as (_, pool), pool.acquire() as connection, _ledger(connection) as ledger:
         await _api_key(connection, id)
-        key, info = await keeping.rotate(ledger, id, span, within=_ALL, by=_BY)
-    show({"key": key, **_shown_key(info)}, as_json=common.json)
+        secret, info = await keeping.rotate(ledger, id, span, within=_ALL, by=_BY)
+    show({"secret": secret, **_shown_key(info)}, as_json=common.json)
 
 
 @keys_api.command(name="revoke")

@@ -9,6 +9,7 @@ When proof is asked for is the affair of `throttle` and of who registers.
 
 import asyncio
 import ipaddress
+from collections.abc import Mapping
 from urllib.parse import urlencode
 
 import aiohttp
@@ -23,6 +24,8 @@ TIMEOUT = 5.0
 AT_ONCE = 32
 """Questions under way, a process; above it 503 `busy`."""
 MAX_PROOF = 4096  # reCAPTCHA's are the longest, up to about 2 KB
+
+OUTCOMES = ("challenges_required", "challenges_solved", "challenges_refused", "challenges_unverified")
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +42,7 @@ class Humans:
         self._inside = [ipaddress.ip_network(network, strict=False) for network in settings.allow_networks]
         self._client: aiohttp.ClientSession | None = None
         self._asking = 0
+        self._figures = dict.fromkeys(OUTCOMES, 0.0)
 
     @property
     def on(self) -> bool:
@@ -48,9 +52,14 @@ class Humans:
         if self._client is not None:
             await self._client.close()
 
+    def figures(self) -> Mapping[str, float]:
+        """For the metrics."""
+        return self._figures
+
     def required(self, detail: str = "") -> Problem:
         """Which challenge is to be solved."""
         settings = self._settings
+        self._figures["challenges_required"] += 1
         return Problem("challenge_required", detail, provider=settings.provider, site_key=settings.site_key)
 
     async def prove(self, proof: str, address: str) -> None:
@@ -64,10 +73,12 @@ class Humans:
         try:
             good = await self._ask(proof, address)
         except (aiohttp.ClientError, OSError, TimeoutError, outside.Forbidden, msgspec.MsgspecError) as error:
+            self._figures["challenges_unverified"] += 1
             log.warning("challenge_not_verified", error=f"{type(error).__name__}: {error}"[:200])
             raise Problem("unavailable", "the challenge cannot be verified now", retry_after=5) from None
         finally:
             self._asking -= 1
+        self._figures["challenges_solved" if good else "challenges_refused"] += 1
         if not good:
             raise self.required("the answer to the challenge is not good: solve another")
 

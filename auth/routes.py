@@ -186,12 +186,14 @@ class Refreshed(msgspec.Struct, frozen=True):
 
 
 class Me(msgspec.Struct, frozen=True):
-    """`scopes`: what the user's roles may, as `auth.roles` has it; "*" is everything. `impersonated_by` is there where
-    somebody acts for the user in this session: who."""
+    """`scopes`: what the user's roles may, as `auth.roles` has it; "*" is everything. `aal`: what the session has
+    shown, 1 for one factor, 2 for two or a passkey. `impersonated_by` is there where somebody acts for the user in this
+    session: who."""
 
     user: UserView
     session: SessionView
     scopes: list[str]
+    aal: int
     impersonated_by: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -491,7 +493,8 @@ class AccountRoutes:
         kept = self._mine.get(session.sid)
         if kept is not None and kept[0] is session and kept[1] is user:
             return kept[2]
-        me = Me(user_view(user), view(session), sorted(call.who.scopes), session.act or msgspec.UNSET)
+        act = session.act or msgspec.UNSET
+        me = Me(user_view(user), view(session), sorted(call.who.scopes), session.aal, act)
         self._mine.keep(session.sid, (session, user, me))
         return me
 

@@ -464,6 +464,13 @@ class Auth(Section):
     guests: bool = False
     guests_per_address_per_hour: Count = 60
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Auth":
+        if strange := [name for name in self.second_factor_roles if name not in self.roles]:
+            known = ", ".join(sorted(self.roles))
+            raise ValueError(f"second_factor_roles: {strange[0]!r} is no role of auth.roles (there are: {known})")
+        return self
+
 
 class Mail(Section):
     """How letters go out. With `folder` they are only written there, for development."""

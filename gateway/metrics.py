@@ -42,6 +42,10 @@ COUNTERS: Mapping[str, str] = {
     "bus_malformed": "Frames on the bus that could not be read",
     "jobs_done": "Jobs that were done",
     "jobs_failed": "Attempts at a job that failed",
+    "challenges_required": "Attempts that were answered with a challenge to solve, the first or another one",
+    "challenges_solved": "Answers to challenges that the verifier took",
+    "challenges_refused": "Answers to challenges that the verifier did not take",
+    "challenges_unverified": "Answers to challenges of which the verifier said nothing clear; nobody was let through",
     "background_failures": "Background tasks that ended by an error and were started again",
 }
 

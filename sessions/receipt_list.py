@@ -69,7 +69,7 @@ def _target(record: Any) -> str:
                 return str(record["sid"])
             return f"session:{record['sid']}" if record["sid"] else f"user:{record['subject']}"
         case Kind.API_KEY:
-            return f"api_key:{record['api_key']}"
+            return f"key:{record['api_key']}"
         case Kind.EVERYONE:
             return "all"
     return ""

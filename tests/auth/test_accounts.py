@@ -118,7 +118,7 @@ async def test_registering_in_cookie_mode_sets_a_cookie_and_gives_no_token(house
     assert answer.json["session"]["sid"] not in cookie.value
     me = await house.call("GET", "/auth/me", cookie=cookie.value)
     assert me.status == 200
-    assert me.json == answer.json | {"scopes": [], "session": me.json["session"]}
+    assert me.json == answer.json | {"scopes": [], "aal": 1, "session": me.json["session"]}
 
 
 async def test_the_cookie_mode_is_the_default(house: House) -> None:

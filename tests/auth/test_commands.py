@@ -187,11 +187,11 @@ async def test_signing_keys_from_the_command_line(run: Run, house: House, settin
 async def test_api_keys_from_the_command_line(run: Run, house: House) -> None:
     code, made, _ = await run("keys", "api", "create", "backend", "--scope", "users", "--expires", "1h", "--json")
     assert code == 0
-    headers = {"X-API-Key": made["key"]}
+    headers = {"X-API-Key": made["secret"]}
     assert (await house.call("GET", "/admin/users", headers=headers)).status == 200
     code, listed, _ = await run("keys", "api", "list", "--json")
     assert (code, [item["id"] for item in listed["items"]]) == (0, [made["id"]])
-    assert made["key"] not in json.dumps(listed)
+    assert made["secret"] not in json.dumps(listed)
     code, _, _ = await run("keys", "api", "revoke", made["id"])
     assert code == 0
     deadline = time.monotonic() + 5
@@ -220,7 +220,7 @@ async def test_keys_of_a_service_account_from_the_command_line(run: Run) -> None
     _, same, _ = await run("keys", "api", "change", made["id"], "--name", "weekly", "--json")
     assert same == changed
     _, rotated, _ = await run("keys", "api", "rotate", made["id"], "--overlap", "10m", "--json")
-    assert rotated["key"] != made["key"]
+    assert rotated["secret"] != made["secret"]
     assert rotated["previous_until"] is not None
     assert (await run("keys", "api", "rotate", made["id"], "--overlap", "31d"))[0] == 2
     assert (await run("keys", "api", "rotate", "nobody"))[0] == 1

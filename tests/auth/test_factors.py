@@ -629,6 +629,7 @@ async def test_the_key_of_an_admin_went_on_without_the_second_factor_that_the_ro
     me = await alice(house, db_clock)
     await house.pool.execute("update subjects set roles = '{admin}' where id = $1", me.id)
     token = (await me.login()).json["access_token"]
+    assert (await house.call("GET", "/auth/me", token=token)).json["aal"] == 2
     made = (await house.call("POST", "/admin/keys", {"name": "mine", "scopes": ["*"]}, token=token)).json
     key = {"X-API-Key": made["secret"]}
     assert (await house.call("GET", "/admin/users", headers=key)).status == 200

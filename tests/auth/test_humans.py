@@ -111,6 +111,13 @@ async def test_sec_10_a_crowd_that_guesses_must_solve_challenges_and_locks_nobod
     asked = await house.login(address="203.0.113.99")
     assert asked.code == "challenge_required", "what a crowd has used up is not given back by that"
     assert len(verifier.asked) == 4
+    counted = house.accounts.figures()
+    assert {name: counted[f"challenges_{name}"] for name in ("required", "solved", "refused", "unverified")} == {
+        "required": 4,
+        "solved": 2,
+        "refused": 2,
+        "unverified": 0,
+    }
 
 
 async def test_sec_07_a_challenge_is_asked_for_accounts_that_are_not_there_as_well(house: House) -> None:
@@ -176,6 +183,7 @@ async def test_a_verifier_that_does_not_say_yes_lets_nobody_through(
     await verifier.server.close()
     refused = await try_with(house, "solved")
     assert (refused.status, refused.code, "Retry-After" in refused.headers) == (503, "unavailable", True)
+    assert house.accounts.figures()["challenges_unverified"] > 0
     monkeypatch.setattr(humans, "AT_ONCE", 0)
     assert (await try_with(house, "solved")).code == "busy"
     assert (await try_with(house, "s" * 5000)).code in ("challenge_required", "invalid")

@@ -265,6 +265,10 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
             '[sessions.roles.Admin]\nidle = "3m"',
             "sessions: roles: 'Admin' is the name of no role (a-z, 0-9, _ and -, up to 32 characters)",
         ),
+        (
+            '[auth]\nsecond_factor_roles = ["admni"]\n[auth.roles]\nsupport = ["users:read"]',
+            "auth: second_factor_roles: 'admni' is no role of auth.roles (there are: admin, support)",
+        ),
     ],
 )
 def test_options_are_held_to_each_other(tmp_path: Path, text: str, line: str) -> None:

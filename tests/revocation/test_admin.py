@@ -394,6 +394,7 @@ async def test_receipts_of_changed_rights_of_keys_and_of_nothing_name_their_targ
     for entry in (
         Entry(kind=Kind.RIGHTS, subject="u1", reason="test"),
         Entry(kind=Kind.RIGHTS, sid="s1", reason="test"),
+        Entry(kind=Kind.RIGHTS, sid="key:k2", reason="test"),
         Entry(kind=Kind.API_KEY, api_key="k1", reason="test"),
     ):
         async with api.first.revocations.writing(actor="test") as writing:
@@ -403,7 +404,7 @@ async def test_receipts_of_changed_rights_of_keys_and_of_nothing_name_their_targ
     assert (await api.post({"role": "staff"}, confirm=confirm))[0] == 201  # ends nobody: no row of the log is its own
     answer = await api.client.get("/admin/revocations", headers={"X-Who": "admin"})
     targets = [item["target"] for item in (await answer.json())["items"]]
-    assert targets == ["", "api_key:k1", "session:s1", "user:u1"]
+    assert targets == ["", "key:k1", "key:k2", "session:s1", "user:u1"]
 
 
 async def test_a_key_of_another_revocation_gives_a_range_no_receipt(api: Api) -> None:

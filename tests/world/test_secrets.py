@@ -261,8 +261,8 @@ async def the_backend(story: Story, user: str) -> None:
             WARDGATE_AUTH_VERIFY_EMAIL="false",
         )
     )
-    story.secret("made API key", made["key"])
-    await story.call("POST", "/api/presence", {"channel": 5}, headers={"X-API-Key": made["key"]})
+    story.secret("made API key", made["secret"])
+    await story.call("POST", "/api/presence", {"channel": 5}, headers={"X-API-Key": made["secret"]})
     admin = info["admin"]
     story.secret("admin's password", admin["password"])
     for target, reason, more in (
