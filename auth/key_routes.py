@@ -1,5 +1,6 @@
 """Keys over HTTP, for admins: API keys, the service accounts they belong to, and the keys that sign access tokens."""
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from auth.key_keeping import KeyInfo, NewKey, ServiceAccount
 from auth.keys import Keys, RotationRefused
 from auth.service import Ledger
 from config import paging
-from config.database import Pool
+from config.database import Connection, Pool
 from config.http import Call, Caller, Nothing, Paging, Problem, Route, invalid, moment, plain, rfc3339
 from sessions import audit
 from sessions.errors import translated
@@ -136,8 +137,17 @@ class SigningKeyViews(msgspec.Struct, frozen=True):
 
 
 class RotateSigningKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`now`: even if a process may not know the next key yet."""
+    """`now`: even if a process may not know the next key yet. `discard`: retire every key and begin anew; that ends all
+    access tokens."""
 
+    now: bool = False
+    discard: bool = False
+
+
+class RetireSigningKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The key `kid`; else every one whose last token has expired. `now`: even if tokens of it are still good."""
+
+    kid: Annotated[str, msgspec.Meta(max_length=64)] = ""
     now: bool = False
 
 
@@ -222,6 +232,18 @@ class KeyRoutes:
                 self.rotate_signers,
                 "Sign with the next key; what the one before signed stays good until it expires",
                 body=RotateSigningKeys,
+                result=SigningKeyViews,
+                access="admin",
+                scope="signing-keys:write",
+                errors=("outcome_unknown",),
+                tag="admin",
+            ),
+            Route(
+                "POST",
+                f"{signers}/retirement",
+                self.retire_signers,
+                "Refuse what retiring keys signed, and destroy their private halves",
+                body=RetireSigningKeys,
                 result=SigningKeyViews,
                 access="admin",
                 scope="signing-keys:write",
@@ -326,16 +348,38 @@ class KeyRoutes:
                 return SigningKeyViews([_signer(key) for key in await signing.listed(connection)], "")
 
     async def rotate_signers(self, call: Call[RotateSigningKeys, Nothing]) -> SigningKeyViews:
+        now, discard = call.body.now, call.body.discard
+
+        async def rotate(connection: Connection) -> None:
+            if discard:
+                kid: str | None = await self._ring.discard(connection)
+            else:
+                kid = await self._ring.rotate(connection, now=now, token_ttl=self._token_ttl)
+            detail = {"kid": kid, "discard": discard}
+            await audit.append(connection, "signing_key.rotated", detail=detail, **call.by)
+
+        return await self._changed_signers(call, rotate, "now")
+
+    async def retire_signers(self, call: Call[RetireSigningKeys, Nothing]) -> SigningKeyViews:
+        kid, now = call.body.kid or None, call.body.now
+
+        async def retire(connection: Connection) -> None:
+            if gone := await signing.retire(connection, self._token_ttl, kid, now=now):
+                await audit.append(connection, "signing_key.retired", detail={"kids": gone}, **call.by)
+
+        return await self._changed_signers(call, retire, "kid")
+
+    async def _changed_signers(
+        self, call: Call[Any, Nothing], change: Callable[[Connection], Awaitable[None]], field: str
+    ) -> SigningKeyViews:
+        """What refuses it is said of that field."""
         try:
             with translated():
                 async with self._revocations.acting(call.who.name, call.who.sid) as writing:
-                    connection = writing.connection
-                    kid = await self._ring.rotate(connection, now=call.body.now, token_ttl=self._token_ttl)
-                    detail = {"kid": kid, "discard": False}
-                    await audit.append(connection, "signing_key.rotated", detail=detail, **call.by)
-                    listed = await signing.listed(connection)
+                    await change(writing.connection)
+                    listed = await signing.listed(writing.connection)
         except RotationRefused as refused:
-            raise invalid("now", str(refused)) from None
+            raise invalid(field, str(refused)) from None
         await self._ring.load()
         return SigningKeyViews([_signer(key) for key in listed], "")
 

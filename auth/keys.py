@@ -129,6 +129,10 @@ class Keys:
         """`advance`, in the caller's transaction. `load` after its end: the others look within 30 s."""
         return await advance(connection, self._sealer, self._algorithm, token_ttl, now=now)
 
+    async def discard(self, connection: Connection) -> str:
+        """`discard`, in the same way."""
+        return await discard(connection, self._sealer, self._algorithm)
+
     async def look(self) -> None:
         """Read the table again because of a kid that is not known, unless that was done just now.
 
@@ -257,7 +261,7 @@ async def rotate(connection: Connection, sealer: Sealer, algorithm: str, *, now:
             return None
     elif row["age"] < KNOWN_AFTER and not now:
         raise RotationRefused(
-            f"the next key is not known everywhere yet; it is {KNOWN_AFTER - row['age']:.0f} s too new (wait, or --now)"
+            f"the next key is not known everywhere; it is {KNOWN_AFTER - row['age']:.0f} s too new (wait, or say now)"
         )
     else:
         kid = row["kid"]

@@ -25,7 +25,7 @@ SCOPES: Final[Mapping[str, str]] = {
     "sessions:read": "see everyone's sessions",
     "settings": "see the settings in force; secrets are masked",
     "signing-keys:read": "see the keys that sign access tokens",
-    "signing-keys:write": "sign with the next key",
+    "signing-keys:write": "sign with the next key, retire those before, discard all",
     "users:export": "have all that is kept of a person who may no more than oneself",
     "users:impersonate": "act for a user who has no rights of this table, for half an hour",
     "users:read": "see accounts",

@@ -281,3 +281,31 @@ async def test_a_key_outlived_its_end_by_another_that_it_rotated_or_gave_its_sco
     sooner = (await make(house, root, "keys:read", expires_at=at(house, 60))).json["key"]["id"]
     for id in (sooner, soon["key"]["id"]):
         assert (await house.call("POST", f"/admin/keys/{id}/rotation", {}, **own)).status == 200
+
+
+async def test_signing_keys_are_retired_and_discarded_by_the_rules_of_the_command(
+    house: House, root: dict[str, Any]
+) -> None:
+    async def states(path: str, **body: Any) -> list[str]:
+        answer = await house.call("POST", f"/admin/signing-keys/{path}", body, **root)
+        assert answer.status == 200, answer.text
+        return [key["state"] for key in answer.json["items"]]
+
+    assert await states("rotation", now=True) == ["retiring", "active", "next"]
+    kids = [key["kid"] for key in (await house.call("GET", "/admin/signing-keys", **root)).json["items"]]
+    assert await states("retirement") == ["retiring", "active", "next"]  # its tokens are good still
+    for kid, words in ((kids[0], "tokens live"), (kids[1], "is active"), ("nobody", "no such key")):
+        refused = await house.call("POST", "/admin/signing-keys/retirement", {"kid": kid}, **root)
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "kid")
+        assert words in refused.json["errors"][0]["message"]
+    root["token"] = (await house.login("root@example.org")).json["access_token"]
+    assert await states("retirement", kid=kids[0], now=True) == ["retired", "active", "next"]
+    assert await states("rotation", discard=True) == ["retired", "retired", "retired", "active", "next"]
+    assert (await house.call("GET", "/admin/signing-keys", **root)).code == "unauthenticated"
+    root["token"] = (await house.login("root@example.org")).json["access_token"]
+    rows = (await house.call("GET", "/admin/audit?action=signing_key", **root)).json["items"]
+    assert [(row["action"], row["detail"].get("discard")) for row in rows] == [
+        ("signing_key.rotated", True),
+        ("signing_key.retired", None),
+        ("signing_key.rotated", False),
+    ]
