@@ -19,7 +19,11 @@ COMMANDS = (
     ("dev", "gateway.commands:dev", "Run everything for development, with a real PostgreSQL and a real Valkey."),
     ("serve", "gateway.commands:serve", "Run the gateway in production."),
     ("migrate", "config.operate:migrate", "Apply, list or rehearse the database's migrations."),
-    ("check-config", "config.operate:check_config", "Say everything that is wrong with the settings."),
+    (
+        "check-config",
+        "gateway.files:check_config",
+        "Say all that is wrong with the settings and the files they name.",
+    ),
     ("users", "auth.commands:users", "Create, list, disable and enable accounts; set roles and passwords."),
     ("sessions", "sessions.commands:app", "List live sessions, look at one, and end them."),
     ("audit", "sessions.commands:audits", "Who did what to whom: list it, and verify that nobody changed it."),

@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import asyncpg
 import cyclopts
 import msgspec
+import structlog
 from cyclopts import Parameter
 
 from config import dev, paging
@@ -244,6 +245,8 @@ def _cell(value: Any) -> str:
 
 def main(app: cyclopts.App, arguments: Sequence[str]) -> int:
     """Run one command; the exit code. Whatever a command returns that is no number counts as done."""
+    # Standard output is the command's own: `--json` is read by programs. dev and serve say more of where logs go.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     try:
         result = app(list(arguments), exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:

@@ -1,15 +1,14 @@
-"""The commands `migrate` and `check-config`."""
+"""The command `migrate`."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
 
 from config import dev
 from config import migrate as migrations
-from config.commands import COMMON, DONE, USAGE, Common, Config, Json, need, postgres_there, say, show
-from config.loading import SettingsError, load
+from config.commands import COMMON, DONE, Common, need, postgres_there, show
+from config.loading import load
 from config.settings import Database, with_values
 
 
@@ -43,29 +42,3 @@ def _database_of(common: Common) -> Database:
         settings = with_values(settings, {"database.url": running.info.database_url})
     need(settings, "database.url")
     return settings.database
-
-
-def check_config(
-    *,
-    for_dev: Annotated[
-        bool, Parameter(name="--dev", negative=(), help="Accept what is unsafe outside development.")
-    ] = False,
-    config: Config = None,
-    json: Json = False,
-) -> int:
-    """Read the settings as `serve` would, and say everything that is wrong with them, or that nothing is."""
-    try:
-        settings = load(str(config) if config else None, os.environ, dev=for_dev)
-    except SettingsError as error:
-        if json:
-            show({"ok": False, "mistakes": error.mistakes}, as_json=True)
-        else:
-            say("\n".join(str(mistake) for mistake in error.mistakes))
-        return USAGE
-    if json:
-        # A secret prints as asterisks, or as nothing where it is unset.
-        effective: Any = msgspec.to_builtins(settings.model_dump(), enc_hook=str)
-        show({"ok": True, "mistakes": [], "settings": effective}, as_json=True)
-    else:
-        print("The settings are fine.")
-    return DONE

@@ -32,6 +32,7 @@ from config.errors import Failure
 from config.loading import Mistake, SettingsError, load
 from config.servers import Guardian, Place, Postgres, Valkey
 from config.settings import Settings, is_set, with_values
+from gateway import files
 from gateway.handover import ROLES
 from gateway.supervisor import Supervisor, listen
 
@@ -58,8 +59,7 @@ def dev(
 ) -> int:
     """Run everything for development: a real PostgreSQL and a real Valkey, the gateway, a demo page, an admin."""
     settings = load(str(config) if config else None, os.environ, dev=True)
-    _templates_right(settings)
-    _list_readable(settings)
+    files.require(settings)
     if port is not None and not 0 <= port <= 65535:
         raise SettingsError([Mistake("--port", str(port), "must be a whole number from 0 to 65535")])
     if external:
@@ -78,8 +78,7 @@ def serve(
 ) -> int:
     """Run the gateway in production: PostgreSQL, Redis and everything else from the settings."""
     settings = load(str(config) if config else None, os.environ)
-    _templates_right(settings)
-    _list_readable(settings)
+    files.require(settings)
     chosen = tuple(dict.fromkeys(role.strip() for role in roles.split(",")))
     unknown = [role for role in chosen if role not in ROLES]
     if unknown:
@@ -296,26 +295,6 @@ def _supervisor(
     )
     stack.push_async_callback(supervisor.stop)
     return supervisor
-
-
-def _templates_right(settings: Settings) -> None:
-    """What is wrong with the operator's letters is told now, and not when the first of them is to be sent."""
-    if settings.mail.templates:
-        from auth import letters  # it takes long to load
-
-        if mistakes := letters.check(settings.mail):
-            raise SettingsError([Mistake("mail.templates", "", mistake) for mistake in dict.fromkeys(mistakes)])
-
-
-def _list_readable(settings: Settings) -> None:
-    """The list of stolen passwords, where there is to be one."""
-    if settings.auth.breached_passwords:
-        from auth.breached import Breached
-
-        try:
-            Breached(settings.auth.breached_passwords).close()
-        except Failure as error:
-            raise SettingsError([Mistake("auth.breached_passwords", "", str(error))]) from None
 
 
 async def _not_restored(settings: Settings) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("config", "sessions", "auth", "gateway")
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("protocol", "metrics", "keys", "page", "deadlines"),
+    ("protocol", "metrics", "keys", "page", "deadlines", "files"),
     ("channels", "busframe", "recovery"),
     ("client",),
     ("peers",),

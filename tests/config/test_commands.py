@@ -298,43 +298,10 @@ def test_the_banner_names_every_url() -> None:
         assert part in text
 
 
-def test_check_config_says_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("DATABASE_URL", "REDIS_URL"):
-        monkeypatch.delenv(name, raising=False)
-    file = tmp_path / "s.toml"
-    file.write_text('[client]\nping_intervall = "3s"\n')
-    assert operate.check_config(config=file) == 2
-    assert "did you mean client.ping_interval?" in capsys.readouterr().err
-    assert operate.check_config(config=file, json=True) == 2
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["ok"] is False
-    assert answer["mistakes"][0]["key"] == "client.ping_intervall"
-
-
-def test_check_config_took_a_folder_and_did_not_look_at_it() -> None:
-    app = cyclopts.App()
-    app.command(operate.check_config, name="check-config")
-    assert main(app, ["check-config", "--dev", "--data", "."]) == 2
-
-
 def test_without_a_database_the_way_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SettingsError):
         settings_for(Common(data=tmp_path), {})
     assert "start `make dev`, or name its folder with --data" in capsys.readouterr().err
-
-
-def test_check_config_shows_the_settings_without_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "s.toml"
-    file.write_text('[http_api]\nkey = "hunter2"\n')
-    assert operate.check_config(for_dev=True, config=file) == 0
-    assert capsys.readouterr().out == "The settings are fine.\n"
-    assert operate.check_config(for_dev=True, config=file, json=True) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["ok"] is True
-    assert answer["settings"]["http_api"]["key"] == "**********"
-    assert answer["settings"]["client"]["ping_interval"] == 25.0
 
 
 async def test_migrate_applies_rehearses_and_lists(
