@@ -20,6 +20,7 @@ from typing import Any
 import uvloop
 
 from tests.campaign.checker import Took
+from tests.campaign.crowd import room_for
 from tests.campaign.mutations import MUTATIONS
 from tests.campaign.run import Outcome, run
 from tests.campaign.schedule import CROWD, FAULTS, Schedule, load, make
@@ -62,6 +63,7 @@ def schedules(wanted: argparse.Namespace) -> list[Schedule]:
     if wanted.replay is not None:
         return [load(json.loads(wanted.replay.read_text()))]
     names = tuple(name for name in wanted.faults.split(",") if name)
+    room_for(wanted.crowd)
     count = wanted.runs or max(1, round(wanted.minutes * 60 / RUN))
     seconds = RUN if wanted.runs else min(RUN, wanted.minutes * 60)
     return [

@@ -16,7 +16,7 @@ import termios
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 from gateway.protocol import wire_pb2 as wire
 from tests.campaign.history import (
@@ -32,7 +32,6 @@ from tests.campaign.history import (
 )
 
 TEXT, BINARY, CLOSE = 1, 2, 8
-_numbers = itertools.count(1)
 
 
 class Said(NamedTuple):
@@ -188,13 +187,18 @@ CODECS: dict[str, Json | Protobuf] = {"json": Json(), "protobuf": Protobuf()}
 class Client(asyncio.Protocol):
     """One connection. `log` gets its events; `ended` is set when it is over. Each has an address of its own."""
 
+    numbers: ClassVar[Iterator[int]] = itertools.count(1)
+    """Of connections: every process of a run has a range of its own."""
+
     def __init__(
         self, log: Callable[[Event], None], codec: str, sid: str, user: str, node: int, *, address: str = ""
     ) -> None:
-        self.number = next(_numbers)
+        self.number = next(Client.numbers)
         self.sid, self.user, self.node = sid, user, node
         self.codec = CODECS[codec]
-        self.address = address or f"10.128.{self.number >> 8 & 255}.{self.number & 255}"
+        self.address = (
+            address or f"10.{128 + self.number // 65536 % 112}.{self.number // 256 % 256}.{self.number % 256}"
+        )
         self.live = False
         self.mute = False
         self.ended = asyncio.Event()

@@ -1,18 +1,46 @@
-"""F18: many sockets that come back by themselves when they are closed, and what they saw of the gateways' doors."""
+"""F18: many sockets that come back by themselves when they are closed, and what they saw of the gateways' doors.
+
+The sockets are in processes of their own (`members`): one holds no more than about 2,000 of them beside the rest of the
+campaign.
+"""
 
 import asyncio
+import contextlib
 import random
+import resource
+import sys
 import time
+from asyncio.subprocess import PIPE, Process
 from collections import Counter
 
-from tests.campaign.client import CODECS, Client
+import msgspec
+
+from tests.campaign import history
+from tests.campaign.history import Dialled
+from tests.campaign.members import Begin, Report, Told
 from tests.campaign.people import People
 
 GUESTS = 3
 """So many of the users are not the crowd's: they log in while it comes back."""
-NAMES = tuple(CODECS)
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 2.0
-"""Seconds before another try: random up to the first, twice as much after each that failed, up to the last."""
+EACH = 2_500
+"""Sockets of one process."""
+ROOM = 1_000
+"""Files that a process has open beside the crowd's sockets."""
+BACK = 0.95
+SHARES = (0.5, BACK, 1.0)
+WINDOW = 5
+LINE = 1 << 26
+
+
+def room_for(size: int) -> None:
+    """Raise the limit of open files for us and our children. ValueError where a crowd of this size does not fit: all
+    of it may come to one gateway."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = size + ROOM
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise ValueError(f"a crowd of {size} wants {wanted} open files in one process; here are {hard} (ulimit -Hn)")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Crowd:
@@ -21,61 +49,116 @@ class Crowd:
     def __init__(self, people: People, size: int, rng: random.Random) -> None:
         self.size = size
         self._people, self._world, self._rng = people, people.world, rng
-        self._live: dict[int, Client] = {}
-        self._sent_away: set[int] = set()  # and has not come back since the storm began
+        self._processes: list[Process] = []
+        self._reports: list[Report] = []  # the last of each process
+        self._storms = 0
         self._came: Counter[tuple[int, int]] = Counter()  # by node and second
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def away(self) -> int:
         """Who was closed when the storm began and has not been back since. (Sessions go on ending all the time.)"""
-        return len(self._sent_away)
+        return sum(report.away for report in self._reports)
 
     def most(self) -> dict[int, int]:
-        """The most connections that a node let in within a second, by node."""
+        """The most connections that a node let in within WINDOW seconds, by node."""
         found: dict[int, int] = {}
-        for (node, _), count in self._came.items():
+        for node, second in self._came:
+            count = sum(self._came.get((node, second + n), 0) for n in range(WINDOW))
             found[node] = max(found.get(node, 0), count)
         return found
 
+    @property
+    def live(self) -> int:
+        """How many are there."""
+        return sum(report.live for report in self._reports)
+
     async def gather(self, seconds: float) -> bool:
         """Begin; whether all are there in so many seconds."""
-        self._tasks = [asyncio.create_task(self._one(number)) for number in range(self.size)]
+        ports = [node.port for node in self._world.nodes]
+        spread = 1.2 * self.size / (self._world.schedule.rate * len(ports))
+        count = -(-self.size // EACH)
+        for number in range(count):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.campaign.members"), stdin=PIPE, stdout=PIPE, limit=LINE
+            )
+            self._processes.append(process)
+            self._reports.append(Report([], 0, 0, 0))
+            size = self.size // count + (number < self.size % count)
+            self._send(process, Begin(number, size, ports, self._rng.randrange(1 << 30), spread))
+            self._tasks.append(asyncio.create_task(self._hear(number, process)))
+        self._tasks.append(asyncio.create_task(self._name_sessions()))
         return await self._world.until(self._there, seconds)
 
-    def storm(self, node: int | None) -> None:
-        """All, or those on this node, are about to be closed."""
-        self._sent_away = {n for n, client in self._live.items() if node is None or client.node == node}
+    async def storm(self, node: int | None) -> int:
+        """All, or those on this node, are about to be closed. How many that are."""
+        self._storms += 1
+        self._tell(Told(storm=-1 if node is None else node))
+        await self._world.until(self._stormy, 5.0, every=0.02)
+        return self.away
 
-    def go(self) -> None:
+    async def go(self) -> None:
         """Hang up."""
-        for task in self._tasks:
-            task.cancel()
-        for client in tuple(self._live.values()):
-            client.hang_up()
+        named = self._tasks[-1] if self._tasks else None
+        if named is not None:
+            named.cancel()
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=10.0)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for process in self._processes:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
 
-    async def back(self) -> bool:
-        """Whether all are there again."""
-        return not self._sent_away
+    async def returned(self, seconds: float) -> dict[float, float]:
+        """Wait for all to be back; for each share of them after how many seconds it was, if that was in time."""
+        began, size, found = time.monotonic(), max(1, self.away), dict[float, float]()
+        while (now := time.monotonic() - began) < seconds and len(found) < len(SHARES):
+            for share in SHARES:
+                if share not in found and self.away <= (1 - share) * size:
+                    found[share] = now
+            await asyncio.sleep(0.05)
+        return found
 
     async def _there(self) -> bool:
-        return len(self._live) >= 0.95 * self.size
+        return self.live >= 0.99 * self.size
 
-    async def _one(self, number: int) -> None:
-        nodes = self._world.nodes
-        pause = FIRST_PAUSE
+    async def _stormy(self) -> bool:
+        return all(report.storms == self._storms for report in self._reports)
+
+    # -- the processes
+
+    async def _hear(self, number: int, process: Process) -> None:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            self._reports[number] = report = msgspec.json.decode(line, type=Report)
+            for name, fields in report.events:
+                event = getattr(history, name)(**fields)
+                self._world.log(event)
+                if isinstance(event, Dialled):
+                    self._came[event.node, int(event.at)] += 1
+
+    async def _name_sessions(self) -> None:
+        """Which may be used, whenever that changes."""
+        named: list[tuple[str, str, str]] = []
         while True:
-            sessions = [session for session in self._people.sessions() if session.user >= GUESTS]
-            if sessions:
-                session = self._rng.choice(sessions)
-                user, node = self._people.people[session.user].id, self._rng.randrange(len(nodes))
-                client = Client(self._world.log, NAMES[number % 2], session.sid, user, node)
-                if await client.dial(nodes[node].port, session.access):
-                    self._came[node, int(time.monotonic())] += 1
-                    self._live[number] = client
-                    self._sent_away.discard(number)
-                    pause = FIRST_PAUSE
-                    await client.ended.wait()
-                    del self._live[number]
-            await asyncio.sleep(self._rng.uniform(0.0, pause))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            people = self._people
+            now = [(s.sid, people.people[s.user].id, s.access) for s in people.sessions() if s.user >= GUESTS]
+            if now != named:
+                named = now
+                self._tell(Told(sessions=now))
+            await asyncio.sleep(0.1)
+
+    def _tell(self, order: Told) -> None:
+        for process in self._processes:
+            self._send(process, order)
+
+    def _send(self, process: Process, order: Begin | Told) -> None:
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(order) + b"\n")

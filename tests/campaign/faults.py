@@ -25,7 +25,7 @@ from config.settings import Settings
 from sessions import log, restoring
 from sessions.model import Row
 from tests.campaign.client import Client
-from tests.campaign.crowd import GUESTS, Crowd
+from tests.campaign.crowd import BACK, GUESTS, WINDOW, Crowd
 from tests.campaign.history import Failover, FaultBegan, FaultEnded, Finding
 from tests.campaign.network import DELAYS
 from tests.campaign.people import People
@@ -402,11 +402,13 @@ class Faults:
         async with self._locks["gateways"]:
             pid, began = world.nodes[node].pid, time.monotonic()
             try:
-                if not pid or not await crowd.gather(15.0 + world.schedule.crowd / world.schedule.rate):
+                if not pid:
+                    return
+                if not await crowd.gather(15.0 + world.schedule.crowd / world.schedule.rate):
+                    self.notes.append(f"{name}: only {crowd.live} of {crowd.size} sockets came")
                     return
                 others = [n for n in self._all if n != node] or [node]
-                crowd.storm(node if how == "kill" else None)
-                size, storm = crowd.away, time.monotonic()
+                size, storm = await crowd.storm(node if how == "kill" else None), time.monotonic()
                 logins = world.keep(self._log_in_all_the_time(others))
                 if how == "kill":
                     os.kill(pid, signal.SIGKILL)
@@ -414,25 +416,30 @@ class Faults:
                 async with self._in_force(name, kills=killed, note=f"{how}, {size} sockets"):
                     if how == "everyone":
                         await people.do_everyone(node, 0.0)
-                    back = await world.until(crowd.back, seconds)
+                    back = await crowd.returned(seconds)
                 logins.cancel()
-                self._judge(name, crowd, storm, began, back=back)
+                self._judge(name, crowd, storm, began, size=size, back=back)
             finally:
-                crowd.go()
+                await crowd.go()
 
-    def _judge(self, name: str, crowd: Crowd, storm: float, began: float, *, back: bool) -> None:
+    def _judge(
+        self, name: str, crowd: Crowd, storm: float, began: float, *, size: int, back: dict[float, float]
+    ) -> None:
         took = sorted(took for at, took in self.people.logins if at >= storm) or [STARVED + 1]
         median, worst, now = took[len(took) // 2], took[-1], time.monotonic()
+        returned = ", ".join(f"{share:.0%} in {seconds:.1f} s" for share, seconds in back.items())
+        most = max(crowd.most().values(), default=0)
         self.notes.append(
-            f"{name}: {crowd.size} sockets, {now - storm:.1f} s, logins {median:.2f} s, at most {worst:.2f} s"
+            f"{name}: {size} of {crowd.size} sockets away, back {returned}; {len(took)} logins {median:.2f} s, at most "
+            f"{worst:.2f} s; at most {most} let in by a gateway in {WINDOW} s"
         )
-        if not back and crowd.away > crowd.size / 20:
-            self._found(name, f"{crowd.away} of {crowd.size} are not back after {now - storm:.0f} s", since=began)
+        if BACK not in back:
+            self._found(name, f"{crowd.away} of {size} are not back after {now - storm:.0f} s", since=began)
         if median > STARVED:
             self._found(name, f"a login took {median:.1f} s while {crowd.size} sockets came back", since=began)
         for node, count in crowd.most().items():
-            if count > 2 * self.world.schedule.rate:  # a second of ours touches two of its own
-                self._found(name, f"node {node} let in {count} connections in one second", since=began)
+            if count > (WINDOW + 2) * self.world.schedule.rate:  # seconds of ours touch one more of its own, and we lag
+                self._found(name, f"node {node} let in {count} connections in {WINDOW} seconds", since=began)
 
     async def _log_in_all_the_time(self, nodes: list[int]) -> None:
         while True:

@@ -19,6 +19,8 @@ LATE = 0.5
 """Seconds by which the campaign may be late without a word."""
 PATIENCE = 30.0
 """Seconds for everything to be well again after the last fault."""
+FOR_A_CROWD = 100
+"""So many sockets of a crowd are worth a second of patience."""
 
 
 @dataclass
@@ -130,13 +132,14 @@ async def _carry_out(world: World, people: People, faults: Faults, tell: Callabl
                 told = time.monotonic()
                 left = world.schedule.seconds - (told - began)
                 tell(f"{max(0.0, left):3.0f} s left, {len(world.history.events)} events, step {done}: {step.action}")
-        task = asyncio.create_task(_do(step, people, faults))
+        task = asyncio.create_task(_do(step, people, faults), name=str(step))
         tasks.add(task)
         done += 1
     if tasks:
-        _, late = await asyncio.wait(tasks, timeout=PATIENCE)
+        _, late = await asyncio.wait(tasks, timeout=PATIENCE + world.schedule.crowd / FOR_A_CROWD)
         for task in late:
             task.cancel()
+            faults.notes.append(f"broken off: {task.get_name().strip()}")
         await asyncio.gather(*tasks, return_exceptions=True)
         for task in tasks - late:
             if (error := task.exception()) is not None:

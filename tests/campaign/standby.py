@@ -20,6 +20,8 @@ from config.servers import Guardian, Place, Postgres, Valkey
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 SLOT = "standby"
+PATIENT = "options='-c wal_sender_timeout=0'"
+"""Else a step of the wall clock (F15) ends a copy that is under way."""
 READ_ONLY = "default_transaction_read_only = on\n"
 
 
@@ -64,7 +66,7 @@ class Database(Postgres):
         self._run(
             *("pg_basebackup", "-D", self._data, "--checkpoint=fast", "--wal-method=stream", "--no-sync"),
             *("--write-recovery-conf", "--create-slot", "--slot", SLOT, "--no-password"),
-            *("-d", f"host=127.0.0.1 port={self.primary_port} user=wardgate application_name={SLOT}"),
+            *("-d", f"host=127.0.0.1 port={self.primary_port} user=wardgate application_name={SLOT} {PATIENT}"),
         )
         self._configure(line for line in self._configured() if line.startswith("primary_"))
         self._made.touch()
@@ -74,7 +76,7 @@ class Database(Postgres):
         shutil.rmtree(self._backup, ignore_errors=True)
         self._run(
             *("pg_basebackup", "-D", self._backup, "--checkpoint=fast", "--wal-method=stream", "--no-sync"),
-            *("--no-password", "-d", f"host=127.0.0.1 port={self.port} user=wardgate"),
+            *("--no-password", "-d", f"host=127.0.0.1 port={self.port} user=wardgate {PATIENT}"),
         )
 
     def put_back(self) -> None:
