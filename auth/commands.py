@@ -308,7 +308,8 @@ async def _new_password(settings: Settings, from_stdin: bool, length: int) -> tu
         normal = policy.acceptable("password", password, length)
         return password, await passwords.make("password", normal)
     except Problem as problem:
-        raise Failure(f"the password: {problem.details.errors[0].message}") from None
+        told = [error.message for error in problem.details.errors]
+        raise Failure(f"the password: {told[0] if told else problem.details.detail}") from None
     finally:
         passwords.close()
 

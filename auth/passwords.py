@@ -28,6 +28,7 @@ import bcrypt
 import structlog
 
 from auth.breached import Breached
+from auth.breached_range import BreachedRange
 from auth.common_passwords import too_common
 from config.http import Problem, invalid
 from config.settings import Auth
@@ -195,13 +196,17 @@ class Passwords:
         self.min_length = settings.password_min_length
         self.pool = HashPool(settings.hash_threads, settings.hash_queue)
         self._settings, self._hasher, self._breached = settings, hasher(settings), Breached(settings.breached_passwords)
+        self._range = BreachedRange(settings.breached_range)
 
     async def hash(self, password: str) -> str:
         """The stored form of a password that is somebody's already."""
         return await self.pool.run(self._hasher.hash, password)
 
     async def make(self, field: str, password: str) -> Stored:
-        """A *new* password that `acceptable` gave back; 422 for `field` where it is known to have been stolen."""
+        """A *new* password that `acceptable` gave back; 422 for `field` where it is known to have been stolen. Problem
+        unavailable where that has to be asked for and cannot be."""
+        if await self._range.has(password):
+            raise invalid(field, STOLEN)
         return Stored(await self.pool.run(self._make, field, password), at_least(self._settings, password))
 
     def _make(self, field: str, password: str) -> str:
@@ -210,7 +215,8 @@ class Passwords:
         return self._hasher.hash(password)
 
     async def stolen(self, password: str) -> bool:
-        """Whether it stands on the list of stolen ones. No hash is spent."""
+        """Whether it stands on the list of stolen ones. No hash is spent, and nobody outside is asked: who saw the
+        beginnings of one hash after the other, as somebody types, would know more than of one password."""
         return await asyncio.to_thread(self._breached.__contains__, password)
 
     def at_least(self, password: str) -> int:

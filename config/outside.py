@@ -126,12 +126,26 @@ async def ask(
     check(url, inside)
     plain = {**headers, "Accept-Encoding": "identity"}
     async with client.post(url, data=body, headers=plain, allow_redirects=False) as response:
-        answer = b""
-        async for chunk in response.content.iter_chunked(MAX_ANSWER):
-            answer += chunk
-            if len(answer) > MAX_ANSWER:
-                raise aiohttp.ClientPayloadError(f"more than {MAX_ANSWER} bytes")
-        return response.status, answer
+        return response.status, await _bounded(response, MAX_ANSWER)
+
+
+async def get(
+    client: aiohttp.ClientSession, url: str, headers: dict[str, str], inside: Sequence[Network], *, most: int
+) -> tuple[int, bytes]:
+    """GET once; the status, and the answer: ClientError where that is longer than `most` bytes. Else as `post`."""
+    check(url, inside)
+    plain = {**headers, "Accept-Encoding": "identity"}
+    async with client.get(url, headers=plain, allow_redirects=False) as response:
+        return response.status, await _bounded(response, most)
+
+
+async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
+    answer = bytearray()
+    async for chunk in response.content.iter_chunked(MAX_ANSWER):
+        answer += chunk
+        if len(answer) > most:
+            raise aiohttp.ClientPayloadError(f"more than {most} bytes")
+    return bytes(answer)
 
 
 def why(error: Exception) -> str:

@@ -435,6 +435,14 @@ class Challenge(Section):
         return self
 
 
+class BreachedRange(Section):
+    """A service that knows which passwords were stolen, asked by the first five digits of a hash."""
+
+    url: HttpUrl = ""
+    when_away: Literal["accept", "refuse"] = "accept"
+    allow_networks: list[Network] = []
+
+
 class Auth(Section):
     local_accounts: bool = True
     registration: bool = True
@@ -451,6 +459,7 @@ class Auth(Section):
     password_min_length: Annotated[int, Field(ge=8, le=128)] = 12
     admin_password_min_length: Annotated[int, Field(ge=8, le=128)] = 15
     breached_passwords: str = ""
+    breached_range: BreachedRange = BreachedRange()
     register_per_address_per_hour: Count = 20
     fresh_for: Seconds = 900.0
     trust_device_for: Annotated[Seconds, Field(le=180 * 86400.0)] = 0.0
@@ -668,6 +677,8 @@ def _unsafe(s: Settings) -> Iterator[tuple[str, bool, str]]:
     yield "auth.passkey_rp_id", bool(rp_id) and s.relying_party is None, "no origin over https belongs to it"
     clear = s.auth.challenge.verify_url.startswith("http://") and not s.auth.challenge.allow_networks
     yield "auth.challenge.verify_url", clear, "over plain http the secret is anyone's: use https"
+    clear = s.auth.breached_range.url.startswith("http://") and not s.auth.breached_range.allow_networks
+    yield "auth.breached_range.url", clear, "over plain http anyone could say that a password is good: use https"
     for path, token in _tokens(s):
         clear = token.jwks_public_endpoint.startswith("http://")
         yield f"{path}.jwks_public_endpoint", clear, "keys that come over plain http can be anyone's: use https"

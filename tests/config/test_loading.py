@@ -374,6 +374,7 @@ def test_safe_settings_load_outside_development() -> None:
             "http://keys.example/jwks.json",
             "client.token.jwks_public_endpoint",
         ),
+        ("WARDGATE_AUTH_BREACHED_RANGE_URL", "http://hashes.example/range/", "auth.breached_range.url"),
         ("WARDGATE_AUTH_BCRYPT_COST", "9", "auth.bcrypt_cost"),
         ("WARDGATE_AUTH_REGISTER_PER_ADDRESS_PER_HOUR", "0", "auth.register_per_address_per_hour"),
     ],
