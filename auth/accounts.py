@@ -94,7 +94,6 @@ class Accounts:
             clock=clock,
         )
         self._operators = OperatorRoutes(pool, settings)
-        self._keys = KeyRoutes(pool, revocations, self.keys, token_ttl=settings.auth.access_token_ttl)
         self.passwords = Passwords(settings.auth)
         self._humans = Humans(settings.auth.challenge)
         throttle = Throttle(
@@ -110,6 +109,7 @@ class Accounts:
         devices = DeviceCookies(today, previous, now=now)
         mail = settings.mail
         codes, freshness = Codes(settings.sessions, product=mail.product), Freshness(pool, settings.auth, now=now)
+        self._keys = KeyRoutes(pool, revocations, freshness, self.keys, token_ttl=settings.auth.access_token_ttl)
         challenges = Challenges(settings.sessions, now=now)
         keys = Passkeys(pool, settings.relying_party, settings.sessions, challenges, product=mail.product)
         self.people = Users(

@@ -10,6 +10,7 @@ import msgspec
 from auth import key_keeping as keeping
 from auth import keys as signing
 from auth.api_keys import STATIC
+from auth.freshness import Freshness
 from auth.key_keeping import KeyInfo, NewKey, ServiceAccount
 from auth.keys import Keys, RotationRefused
 from auth.service import Ledger
@@ -152,10 +153,15 @@ class RetireSigningKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class KeyRoutes:
-    """The handlers. `ring` is this process's view of the signing keys, `token_ttl` how long an access token is good."""
+    """The handlers. `ring` is this process's view of the signing keys, `token_ttl` how long an access token is good.
 
-    def __init__(self, pool: Pool, revocations: Revocations, ring: Keys, *, token_ttl: float) -> None:
-        self._pool, self._revocations, self._ring, self._token_ttl = pool, revocations, ring, token_ttl
+    A secret outlives the session in which it is given: whoever has a second factor shows it again for one."""
+
+    def __init__(
+        self, pool: Pool, revocations: Revocations, freshness: Freshness, ring: Keys, *, token_ttl: float
+    ) -> None:
+        self._pool, self._revocations, self._freshness = pool, revocations, freshness
+        self._ring, self._token_ttl = ring, token_ttl
 
     def routes(self) -> list[Route]:
         keys, one, services, signers = (
@@ -166,6 +172,7 @@ class KeyRoutes:
         )
         read: dict[str, Any] = {"access": "admin", "scope": "keys:read", "tag": "admin"}
         write = read | {"scope": "keys:write", "errors": ("not_found", "outcome_unknown")}
+        give = write | {"errors": ("not_found", "step_up_required", "outcome_unknown")}
         return [
             Route(
                 "GET",
@@ -177,7 +184,7 @@ class KeyRoutes:
                 export=KeyView,
                 **read,
             ),
-            Route("POST", keys, self.create, "A new API key", body=NewApiKey, result=MadeKey, status=201, **write),
+            Route("POST", keys, self.create, "A new API key", body=NewApiKey, result=MadeKey, status=201, **give),
             Route("PATCH", one, self.change, "Change an API key", body=ChangeApiKey, result=KeyView, **write),
             Route("DELETE", one, self.revoke, "Revoke an API key, on every node", **write),
             Route(
@@ -187,7 +194,7 @@ class KeyRoutes:
                 "Another secret for an API key; the one before is good for a while",
                 body=RotateApiKey,
                 result=MadeKey,
-                **write,
+                **give,
             ),
             Route(
                 "GET",
@@ -271,6 +278,8 @@ class KeyRoutes:
             raise Problem("forbidden", "what a key makes is its own: it ends with whom that belongs to")
         owner = None if service else (who.owner if who.via == "api_key" else who.id) or None
         new = NewKey(body.name, body.scopes, self._expiry(body.expires_at), service, owner)
+        if who.sid:
+            await self._freshness.require(who.id, who.sid)
         with translated():
             async with self._revocations.acting(who.name, who.sid) as writing:
                 until = await self._end(writing, who)
@@ -290,7 +299,9 @@ class KeyRoutes:
         return view(changed)
 
     async def rotate(self, call: Call[RotateApiKey, Nothing]) -> MadeKey:
-        overlap = call.body.overlap_seconds
+        overlap, who = call.body.overlap_seconds, call.who
+        if who.sid:
+            await self._freshness.require(who.id, who.sid)
         with translated():
             async with self._revocations.acting(call.who.name, call.who.sid) as writing:
                 until = await self._end(writing, call.who)

@@ -25,6 +25,10 @@ _TRANSLATED = [
 ]
 """RFC 6052, RFC 8215, RFC 4291 2.5.5.1, RFC 2765: an address of IPv4 in another dress, perhaps one inside."""
 
+_RESERVED = [ipaddress.ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16")]
+"""Special-purpose addresses that Python takes for public ones, in some of its versions: among them where a cloud tells
+a machine its own secrets."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -39,16 +43,22 @@ def allowed(address: str, inside: Iterable[Network]) -> bool:
         ip = ip.ipv4_mapped or ip.sixtofour or ip  # what a translator would make of it
     site_local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local  # fec0::/10, RFC 3879
     public = (
-        ip.is_global and not site_local and not ip.is_multicast and not any(ip in network for network in _TRANSLATED)
+        ip.is_global
+        and not site_local
+        and not ip.is_multicast
+        and not any(ip in network for network in (*_TRANSLATED, *_RESERVED))
     )
     return public or any(ip in network for network in inside)
 
 
 def check(url: str, inside: Sequence[Network]) -> None:
     """Refuse a URL that nothing can make right. What its name leads to is judged when it is asked."""
+    if not url.isprintable():  # the parser leaves some out, and what is asked then is not what was judged
+        raise Forbidden("the URL has no control characters")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError:
         raise Forbidden("this is no URL") from None
     if parts.scheme not in ("https", "http") or (parts.scheme == "http" and not _is_inside(host or "", inside)):

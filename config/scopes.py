@@ -15,7 +15,7 @@ ALL: Final = "*"
 SCOPES: Final[Mapping[str, str]] = {
     "api": "call the server API (`/api`); for API keys alone",
     "audit": "read who did what",
-    "jobs:read": "see work that waits or was given up",
+    "jobs:read": "see work that waits or was given up; of letters and webhooks only that",
     "jobs:write": "try it again, drop it",
     "keys:read": "see API keys and service accounts",
     "keys:write": "make, change, rotate, revoke API keys that may no more, nor live longer; keep service accounts",

@@ -3,7 +3,7 @@
 The queue itself is `config.jobs`. Here are the route handlers and the command `jobs`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -11,13 +11,13 @@ import msgspec
 from cyclopts import App, Parameter
 
 from config import jobs as queue
-from config import paging
+from config import paging, scopes
 from config.commands import COMMON, Common, database, page_of, show
 from config.database import Connection, Pool
 from config.errors import Failure, Usage
 from config.http import Call, Nothing, Paging, Problem, Route, plain, rfc3339
 from config.logging import scrub
-from sessions import audit
+from sessions import audit, webhooks
 from sessions.errors import translated
 from sessions.revocations import Revocations
 
@@ -32,8 +32,9 @@ class JobFilter(Paging, frozen=True, forbid_unknown_fields=True):
 
 
 class JobView(msgspec.Struct, frozen=True):
-    """`due_at`: when it is tried next; null when it is dead. `error` is how the last attempt failed. One that is
-    `periodic` comes again by itself, and is not dropped."""
+    """`due_at`: when it is tried next; null when it is dead. `error` is how the last attempt failed. `payload` is null
+    where another scope reads such things: `mail` letters, `audit` what webhooks are told. One that is `periodic` comes
+    again by itself, and is not dropped."""
 
     id: str
     kind: str
@@ -51,7 +52,12 @@ class JobViews(msgspec.Struct, frozen=True):
     next: str
 
 
-def view(job: queue.Found) -> JobView:
+_READ_BY: Mapping[str, str] = {"mail": "mail", "mailbox": "mail", webhooks.JOB: "audit"}
+
+
+def view(job: queue.Found, granted: Collection[str] = (scopes.ALL,)) -> JobView:
+    """As somebody sees it to whom this was granted."""
+    told = scopes.holds(granted, _READ_BY.get(job.kind, "jobs:read"))
     return JobView(
         job.id,
         job.kind,
@@ -60,7 +66,7 @@ def view(job: queue.Found) -> JobView:
         rfc3339(job.run_at) if job.dead_at is None else None,
         job.attempts,
         job.error,
-        job.payload,
+        job.payload if told else None,
         job.periodic,
     )
 
@@ -146,7 +152,7 @@ class JobRoutes:
                 limit=query.limit,
                 after=paging.asked(query.after, paging.UUID),
             )
-        return JobViews([view(job) for job in items], paging.write(cursor))
+        return JobViews([view(job, call.who.scopes) for job in items], paging.write(cursor))
 
     async def retry(self, call: Call[Nothing, Nothing]) -> None:
         await self._change(call, again)

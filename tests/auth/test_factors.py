@@ -641,3 +641,18 @@ async def test_the_key_of_an_admin_went_on_without_the_second_factor_that_the_ro
     again = await house.login(ALICE)
     await turn_on(house, db_clock, again, "token")
     assert (await house.call("GET", "/admin/users", headers=key)).status == 200
+
+
+async def test_whoever_found_an_admins_session_made_keys_that_outlive_it(house: House, db_clock: Clock) -> None:
+    me = await alice(house, db_clock)
+    await house.pool.execute("update subjects set roles = '{admin}' where id = $1", me.id)
+    token = (await me.login()).json["access_token"]
+    body = {"name": "mine", "scopes": ["audit"]}
+    made = await house.call("POST", "/admin/keys", body, token=token)
+    assert made.status == 201, made.text
+    await house.pool.execute("update sessions set auth_time = auth_time - interval '1 hour'")
+    for path, what in (("/admin/keys", body), (f"/admin/keys/{made.json['key']['id']}/rotation", {})):
+        assert (await house.call("POST", path, what, token=token)).code == "step_up_required"
+    stepped = await me.step_up({"code": me.phone.code()}, token=token)
+    assert stepped.status == 200, stepped.text
+    assert (await house.call("POST", "/admin/keys", body, token=token)).status == 201

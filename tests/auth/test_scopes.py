@@ -10,6 +10,7 @@ import pytest
 
 from auth import key_keeping
 from config.http import ROUTES, Route
+from config.jobs import enqueue
 from config.loading import SettingsError, load
 from config.redis import Pipe
 from config.scopes import SCOPES
@@ -21,7 +22,7 @@ from tests.auth.conftest import House, build
 ROLES = {f"only{n}": [scope] for n, scope in enumerate(SCOPES)}
 ROLES |= {f"not{n}": [other for other in SCOPES if other != scope] for n, scope in enumerate(SCOPES)}
 ROLES |= {"support": ["users:read", "sessions"], "lead": ["users"], "exporter": ["users:export"]}
-ROLES |= {"hooks": ["webhooks"], "readers": ["audit", "users:read"], "admin": ["*"]}
+ROLES |= {"worker": ["jobs"], "hooks": ["webhooks"], "readers": ["audit", "users:read"], "admin": ["*"]}
 
 
 @pytest.fixture
@@ -179,3 +180,14 @@ async def test_every_route_by_which_an_admin_acts_on_a_user_refuses_one_who_may_
         path = route.path.replace("{id}", admin)
         answer = await house.call(route.method, path, {"reason": "x"}, token=some["token"])
         assert (answer.status, answer.code) == (403, "forbidden"), (route.method, path, answer.text)
+
+
+async def test_whoever_kept_jobs_read_letters_and_what_webhooks_are_told(house: House) -> None:
+    root, worker = await house.admin(), await person(house, "worker")
+    async with house.pool.acquire() as connection:
+        for kind in ("mail", "mailbox", "webhook", "other"):
+            await enqueue(connection, kind, [{"to": "ada@example.org"}], delay=600)
+    for token, told in ((root, {"mail", "mailbox", "webhook", "other"}), (worker["token"], {"other"})):
+        for kind in ("mail", "mailbox", "webhook", "other"):
+            [job] = (await house.call("GET", f"/admin/jobs?kind={kind}", token=token)).json["items"]
+            assert job["payload"] == ({"to": "ada@example.org"} if kind in told else None), kind

@@ -28,6 +28,7 @@ INSIDE = """
 127.0.0.1 10.0.0.1 172.16.3.4 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255 192.0.2.1
 198.18.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 ff02::1 2001:db8::1 ::ffff:10.0.0.1 ::ffff:169.254.169.254
 2002:7f00:1:: 64:ff9b:1::1 64:ff9b::a00:1 ::127.0.0.1 ::ffff:0:10.0.0.1 fec0::1
+192.0.0.192 192.88.99.1 3fff::1 5f00::1
 """
 
 
@@ -52,7 +53,13 @@ def test_the_operator_may_allow_a_network() -> None:
         *("http://example.org/", "ftp://example.org/", "file:///etc/passwd", "https://", "https:///x", "//example.org"),
         *("https://user:secret@example.org/", "https://@example.org/", "https://10.0.0.1/", "https://[::1]/"),
         *("https://169.254.169.254/latest/meta-data", "https://[::ffff:127.0.0.1]/", "https://example.org:x/", ""),
-        "https://[::1",
+        *(
+            "https://[::1",
+            "https://exa\nmple.org/",
+            "https://example.org/\r\nX: y",
+            "https://a..example/",
+            "https://./",
+        ),
     ],
 )
 def test_urls_that_nothing_makes_right(url: str) -> None:
