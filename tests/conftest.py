@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -182,8 +183,8 @@ def settings(database_url: str, redis_url: str) -> Settings:
     )
 
 
-@pytest.fixture
-async def revocations(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[Revocations]:
+@asynccontextmanager
+async def revoking(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[Revocations]:
     """One process's part in the revocation protocol, on the test's database and Redis, fresh and heard."""
     url = settings.redis.url.get_secret_value()
     bus, pipe = Bus(url), Pipe(url)
@@ -205,6 +206,12 @@ async def revocations(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[R
     await started.close()
     await bus.close()
     await pipe.close()
+
+
+@pytest.fixture
+async def revocations(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[Revocations]:
+    async with revoking(pool, settings) as started:
+        yield started
 
 
 @pytest.fixture
