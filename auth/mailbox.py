@@ -29,6 +29,7 @@ from sessions.revocations import Entry, Revocations, Writing
 from sessions.transactions import transaction
 
 JOB = "mailbox"
+CHANGE_JOB = "mailbox.change"
 VERIFY_FOR, RESET_FOR, CHANGE_FOR = 24 * 3600.0, 2 * 3600.0, 24 * 3600.0
 """How long a link is good, in seconds."""
 
@@ -54,6 +55,14 @@ class Asked(msgspec.Struct, frozen=True):
     registration: str = ""
 
 
+class Change(msgspec.Struct, frozen=True):
+    """What a job of the kind "mailbox.change" holds: a user wants another address, which stands in `email_changes`."""
+
+    subject: str
+    change: str
+    language: str
+
+
 class Mailboxes:
     """One a process. Its jobs are added to `jobs`."""
 
@@ -71,6 +80,7 @@ class Mailboxes:
         self._pool, self._revocations, self._passwords, self._throttle = pool, revocations, passwords, throttle
         self._freshness, self._jobs, self._settings, self._mail = freshness, jobs, settings, mail
         jobs.add(JOB, Kind(self._answer))
+        jobs.add(CHANGE_JOB, Kind(self._ask_both))
         jobs.add("mailbox.tidy", Kind(self._tidy, every=TIDIED_EVERY))
 
     # -- asked by anybody; the answer tells nothing
@@ -246,7 +256,7 @@ class Mailboxes:
 
     async def change(self, id: str, sid: str, email: str, password: str, client: Client) -> None:
         """Letters to the old and the new address; the change is done when both are answered. An address that has an
-        account gets a letter that says so, and nothing else happens.
+        account gets a letter that says so, and nothing else happens: which of the two it is a job finds out.
 
         Problems: invalid_credentials, step_up_required, invalid, forbidden, too_many_attempts, busy, session_ended.
         """
@@ -263,7 +273,11 @@ class Mailboxes:
         await confirm(self._throttle, self._passwords, account, normal, sid, client)
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
-                await self._begin_change(writing.connection, account, email, self._language(client))
+                connection, change = writing.connection, uuid4().hex
+                await store.subject(connection, id, lock=True)
+                await connection.execute(_CHANGE, id, change, email, account.credential_version)
+                asked = Change(id, change, self._language(client))
+                await enqueue(connection, CHANGE_JOB, [msgspec.to_builtins(asked)])
                 await writing.require_live(sid)
                 await audit.append(
                     writing.connection,
@@ -275,23 +289,34 @@ class Mailboxes:
                 )
         self._jobs.wake()
 
-    async def _begin_change(self, connection: Connection, account: Account, email: str, language: str) -> None:
-        id, change = account.user.id, uuid4().hex
-        await store.subject(connection, id, lock=True)
-        other = await users.by_email(connection, users.email_key(email))
-        if other is not None and other.user.id != id:
-            await letters.post(connection, _order("address_taken", other, language))
-            return
-        await connection.execute(_CHANGE, id, change, email, account.credential_version)
-        values = {"name": account.user.display_name, "email": email}
-        detail = {"change": change}
-        await letters.post(
-            connection,
-            Order("change_email", email, language, values, Token("change_email", id, CHANGE_FOR, detail)),
-            Order(
-                "approve_email", account.user.email, language, values, Token("approve_email", id, CHANGE_FOR, detail)
-            ),
-        )
+    async def _ask_both(self, job: Job) -> None:
+        try:
+            asked = msgspec.convert(job.payload, Change)
+        except msgspec.ValidationError as error:
+            raise GiveUp(f"nobody asks so: {error}") from None
+        id, language, detail = asked.subject, asked.language, {"change": asked.change}
+        async with transaction(self._pool) as connection:
+            email = await connection.fetchval(_ASKED, id, asked.change)
+            account = await users.by_id(connection, id)
+            if email is None or account is None:  # another one was asked for since, or the user is gone
+                return
+            other = await users.by_email(connection, users.email_key(email))
+            if other is not None and other.user.id != id:
+                await letters.post(connection, _order("address_taken", other, language))
+                return
+            values = {"name": account.user.display_name, "email": email}
+            await letters.post(
+                connection,
+                Order("change_email", email, language, values, Token("change_email", id, CHANGE_FOR, detail)),
+                Order(
+                    "approve_email",
+                    account.user.email,
+                    language,
+                    values,
+                    Token("approve_email", id, CHANGE_FOR, detail),
+                ),
+            )
+        self._jobs.wake()
 
     async def confirm_change(self, token: str, client: Client) -> bool:
         """One of the two links was opened; whether the address has changed with it. Problems: invalid, email_taken."""
@@ -384,6 +409,7 @@ INSERT INTO email_changes (subject, id, email, credential_version) VALUES ($1, $
 ON CONFLICT (subject) DO UPDATE SET id = excluded.id, email = excluded.email, new_confirmed = false,
     old_confirmed = false, credential_version = excluded.credential_version, created_at = clock_timestamp()
 """
+_ASKED = "SELECT email FROM email_changes WHERE subject = $1 AND id = $2"
 _CONFIRM = """
 UPDATE email_changes SET new_confirmed = new_confirmed OR $3, old_confirmed = old_confirmed OR NOT $3
 WHERE subject = $1 AND id = $2 RETURNING *

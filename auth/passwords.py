@@ -102,13 +102,14 @@ class Hasher:
     def check(self, stored: str | None, password: str) -> Verdict:
         """Whether `password` made `stored`. None (nobody), a damaged form and one of a pepper that is not in the
         settings cost a hash as well, and are wrong."""
-        if stored is not None and self._readable(stored):
+        form = self._decoy if stored is None else stored
+        if self._readable(form):
             try:
-                right = self._matches(stored, password)
+                right = self._matches(form, password) and stored is not None
             except ValueError:
-                log.error("password_hash_damaged", stored_length=len(stored))
+                log.error("password_hash_damaged", stored_length=len(form))
             else:
-                return Verdict(right, right and self._old(stored))
+                return Verdict(right, right and self._old(form))
         self._matches(self._decoy, password)
         return Verdict(False)
 

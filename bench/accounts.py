@@ -1,5 +1,5 @@
-"""The rows of the accounts: logins beside bcrypt alone, `/auth/me` beside a bare handler, tokens from the cache, and
-whether the time that a login takes tells who has an account."""
+"""The rows of the accounts: logins beside bcrypt alone, `/auth/me` beside a bare handler, tokens from the cache,
+whether the time that a login takes tells who has an account, jobs, and queries of a large database."""
 
 import asyncio
 import contextlib
@@ -261,4 +261,23 @@ async def database(run: Run) -> list[Row]:
     return [row, prune]
 
 
-ACCOUNTS = {"gate": gate, "tokens": tokens, "me": me, "logins": logins, "timing": timing, "database": database}
+async def jobs(run: Run) -> list[Row]:
+    """A queue of 100,000 jobs, drained by one process."""
+    count = 100_000 if run.sizes.rounds > 1 else 5_000
+    found = await module(run.cores.server | run.cores.rest, "bench.jobs", "--jobs", str(count))
+    row = Row(
+        f"{count:,} jobs, drained by one process", "per second", ">= 2,000", {"wardgate": Figure([found["rate"]])}
+    )
+    row.extra["wardgate"] = f"{found['cpu']:.1f} us of CPU a job beside PostgreSQL's"
+    return [row]
+
+
+ACCOUNTS = {
+    "gate": gate,
+    "tokens": tokens,
+    "me": me,
+    "logins": logins,
+    "timing": timing,
+    "jobs": jobs,
+    "database": database,
+}

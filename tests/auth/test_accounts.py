@@ -542,6 +542,17 @@ async def test_an_account_that_is_disabled_while_its_password_is_checked_stays_o
     assert (answer.status, answer.code) == (401, "invalid_credentials")
 
 
+async def test_sec_07_an_address_that_is_nobodys_is_not_the_next_ones(house: House) -> None:
+    assert await users.by_email(house.pool, "a@example.org") is None
+    await house.register("bob@example.org")
+    for nobody in ("a@example.org", "bob@example.or", "bob@example.org ", "z@example.org"):
+        assert await users.by_email(house.pool, nobody) is None
+        assert (await house.login(nobody)).code == "invalid_credentials"
+    found = await users.by_email(house.pool, "bob@example.org")
+    assert found is not None
+    assert found.user.email == "bob@example.org"
+
+
 async def test_a_person_changes_their_name_and_picture(house: House) -> None:
     token = (await house.register(display_name="Al")).json["access_token"]
     body = {"display_name": "Alice", "avatar_url": "https://example.org/a.png?size=64#x"}

@@ -362,6 +362,19 @@ async def test_an_address_that_is_taken_is_told_and_nobody_else(person: Person) 
     assert len(person.letters()) == 3
 
 
+async def test_sec_07_whether_an_address_is_taken_is_looked_up_by_a_job(person: Person) -> None:
+    me = await person.known()
+    await person.known(BEN, OTHER)
+    await person.quiet()
+    await person.house.accounts.jobs.close()
+    asked = []
+    for email in (BEN, "nobody@example.org"):
+        assert (await ask_for_another(person, me, email)).status == 202
+        asked += await person.house.pool.fetch("DELETE FROM jobs WHERE key IS NULL RETURNING kind, payload")
+    assert [row["kind"] for row in asked] == ["mailbox.change"] * 2
+    assert {tuple(row["payload"]) for row in asked} == {("change", "subject", "language")}
+
+
 async def test_an_address_that_was_taken_meanwhile_stays_where_it_is(person: Person) -> None:
     me = await person.known()
     await ask_for_another(person, me)
