@@ -153,7 +153,7 @@ class Accounts:
             self.jobs.add(letters.JOB, letters.Letters(mail, pool).kind)
         mailboxes = Mailboxes(pool, revocations, self.passwords, throttle, freshness, self.jobs, settings.auth, mail)
         self._mailboxes = MailboxRoutes(mailboxes)
-        erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs)
+        erasure = Erasure(pool, revocations, self.passwords, throttle, freshness, self.jobs, settings.mail)
         self._persons = PersonRoutes(pool, revocations, erasure, throttle, freshness, settings.auth)
         acting = Impersonation(pool, revocations, sessions, freshness, settings.auth)
         self._profiles = Profiles(pool, revocations, clock=clock)

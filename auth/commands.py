@@ -152,11 +152,12 @@ async def erase_user(
     _check_reason(reason)
     if not yes:
         agree(f"{user} cannot be brought back.")
-    async with database(common) as (_, pool):
+    async with database(common) as (settings, pool):
         async with pool.acquire() as connection, _ledger(connection) as ledger:
             id = await _id(connection, user)
             await store.lock_subjects(connection, [id])
-            await erasure.erase(ledger, id, actor=ACTOR, reason=reason)
+            at = await store.database_now(connection)
+            await erasure.erase(ledger, settings.mail, id, actor=ACTOR, at=at, reason=reason)
         await erasure.forget(pool, id)
     show({"id": id, "erased": True}, as_json=common.json)
 

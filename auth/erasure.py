@@ -9,7 +9,7 @@ the traces go in the same way; whether they come again is that issuer's to say.
 from collections.abc import Collection
 from typing import Final
 
-from auth import key_keeping, one_time, users
+from auth import key_keeping, letters, one_time, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.passwords import Passwords
@@ -18,6 +18,7 @@ from auth.throttle import Throttle
 from config.database import Connection, Pool
 from config.http import Problem
 from config.jobs import Job, Jobs, Kind, enqueue
+from config.settings import Mail
 from sessions import audit, log, model, store
 from sessions.errors import Stale, translated
 from sessions.log import Entry
@@ -39,9 +40,10 @@ class Erasure:
         throttle: Throttle,
         freshness: Freshness,
         jobs: Jobs,
+        mail: Mail,
     ) -> None:
         self._pool, self._revocations, self._passwords = pool, revocations, passwords
-        self._throttle, self._freshness, self._jobs = throttle, freshness, jobs
+        self._throttle, self._freshness, self._jobs, self._mail = throttle, freshness, jobs, mail
         jobs.add(JOB, Kind(self._forget))
 
     async def delete_own(self, id: str, sid: str, password: str, client: Client) -> Receipt:
@@ -66,7 +68,8 @@ class Erasure:
                     subject is None or subject.credential_version != account.credential_version
                 ):
                     raise Stale
-                await erase(writing, id, actor=f"user:{id}", sid=sid)
+                at, accepted = self._revocations.database_now(), client.language
+                await erase(writing, self._mail, id, actor=f"user:{id}", at=at, sid=sid, accepted=accepted)
         return self._done(writing.receipt)
 
     async def delete(
@@ -81,7 +84,8 @@ class Erasure:
         with translated():
             async with self._revocations.writing(actor=actor) as writing:
                 await hold(writing, id, actor, sid, beyond)
-                await erase(writing, id, actor=actor, sid=sid, address=address, reason=reason)
+                at = self._revocations.database_now()
+                await erase(writing, self._mail, id, actor=actor, at=at, sid=sid, address=address, reason=reason)
         return self._done(writing.receipt)
 
     def _done(self, receipt: Receipt | None) -> Receipt:
@@ -95,9 +99,12 @@ class Erasure:
 
 async def erase(
     writing: Ledger,
+    mail: Mail,
     id: str,
     *,
     actor: str,
+    at: float,
+    accepted: str = "",
     sid: str = "",
     address: str = "",
     reason: str = "",
@@ -113,6 +120,7 @@ async def erase(
     await key_keeping.forget(writing, id)  # now that no session of theirs makes another
     if account is not None:
         await _drop_letters(connection, id, account.user.email, account.email_key)
+        await letters.tell(connection, mail, "account_deleted", account.user, accepted, at)
         await users.delete(connection, id)
     await one_time.void(connection, id)
     await connection.execute("UPDATE registrations SET guest = NULL WHERE guest = $1", id)

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import asyncpg
 import jinja2
 import msgspec
+import structlog
 
 from auth import one_time
 from auth.users import User
 from config.database import Connection, Pool
-from config.jobs import GiveUp, Job, Kind, enqueue
-from config.mail import Letter, Mailer, Undeliverable
+from config.jobs import Failed, GiveUp, Job, Kind, enqueue
+from config.mail import Letter, Mailer, MailFailed, Undeliverable
 from config.settings import Mail
 
 JOB = "mail"
@@ -43,10 +44,13 @@ Name = Literal[
     "recovery_codes",
     "factors_removed",
     "token_reuse",
+    "account_deleted",
 ]
 FOLDER = Path(__file__).parent
 
 _ATTEMPTS, _LONGEST = 16, 4 * 3600.0  # a day, all in all
+
+log = structlog.get_logger(__name__)
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -135,8 +139,12 @@ class Letters:
         letter = write(_templates(self._settings.templates), order, values, id=job.id)
         try:
             await self._mailer.send(letter)
-        except Undeliverable as error:
-            raise GiveUp(str(error)) from None
+        except (Undeliverable, MailFailed) as error:
+            over = isinstance(error, Undeliverable) or job.attempt >= _ATTEMPTS
+            if over and order.letter == "account_deleted":
+                log.warning("farewell_not_delivered", job=job.id, error=str(error))
+                return  # a dead job would keep the address of who is gone
+            raise (GiveUp if over else Failed)(str(error)) from None
 
     async def _mint(self, token: Token) -> str:
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
@@ -281,8 +282,23 @@ async def test_a_letter_that_nobody_takes_is_tried_again_and_then_an_admins(
     await until(lambda: working.figures()["jobs_failed"] == 2)
     await working.close()
     assert await pool.fetchval("SELECT error FROM jobs WHERE dead_at IS NULL") == (
-        "MailFailed: the server refused the recipient with 450"
+        "the server refused the recipient with 450"
     )
+
+
+@pytest.mark.parametrize(("answer", "attempts"), [("550 no such user", 0), ("450 later", 15)])
+async def test_a_farewell_that_nobody_takes_kept_the_address_of_who_is_gone(
+    pool: Pool, working: Jobs, box: Box, answer: str, attempts: int
+) -> None:
+    box.recipient = answer
+    order = Order("account_deleted", "ada@example.org", "en", {"at": "now"})
+    await pool.execute(
+        "INSERT INTO jobs (kind, payload, attempts) VALUES ('mail', $1, $2)", msgspec.to_builtins(order), attempts
+    )
+    working.wake()
+    await until(lambda: working.figures()["jobs_done"])
+    await working.close()
+    assert await pool.fetchval("SELECT count(*) FROM jobs WHERE kind = 'mail'") == 0
 
 
 async def test_letters_to_users_who_are_gone_and_orders_that_are_none_are_given_up(pool: Pool, working: Jobs) -> None:

@@ -463,3 +463,23 @@ async def test_without_accounts_of_our_own_no_letter_is_asked_for(
     async with build(with_values(settings, values), pool, revocations, sessions, pipe) as house:
         answer = await house.call("POST", "/auth/password/forgot", {"email": ADA})
         assert (answer.status, answer.json["detail"]) == (403, "accounts are kept elsewhere")
+
+
+async def test_who_deletes_the_account_gets_a_last_letter_and_the_address_is_kept_nowhere(person: Person) -> None:
+    house, pool = person.house, person.house.pool
+    token = (await person.known()).json["access_token"]
+    before = len(person.letters())
+    german = {"Accept-Language": "de-CH"}
+    gone = await house.call("DELETE", "/auth/me", {"password": PASSWORD}, token=token, headers=german)
+    assert gone.status == 200, gone.text
+    letter = await person.letter(before + 1)
+    assert (letter["To"], letter["Subject"]) == (ADA, "Ihr Konto wurde gelöscht")
+    await person.quiet()
+    assert await pool.fetchval("SELECT count(*) FROM jobs WHERE strpos(payload::text, $1) > 0", ADA) == 0
+    id = (await person.known()).json["user"]["id"]
+    await person.known(BEN)
+    await pool.execute("UPDATE subjects SET roles = '{admin}' WHERE id <> $1", id)
+    admin = (await house.login(BEN)).json["access_token"]
+    before = len(person.letters())
+    assert (await house.call("DELETE", f"/admin/users/{id}", {"reason": "x"}, token=admin)).status == 200
+    assert (await person.letter(before + 1))["Subject"] == "Your account was deleted"
