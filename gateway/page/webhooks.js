@@ -59,8 +59,9 @@ function deliveries(jobs, urls, more) {
   $("deliveries-rows").replaceChildren();
   for (const job of jobs) {
     const row = $("deliveries-rows").insertRow();
-    cell(row, code(job.payload.type));
-    cell(row, urls.get(job.payload.webhook.replaceAll("-", "")) ?? "one that is gone");
+    const { type = "an event", webhook = "" } = job.payload ?? {}; // null without the scope `audit`
+    cell(row, code(type));
+    cell(row, urls.get(webhook.replaceAll("-", "")) ?? "one that is gone");
     cell(row, jobState(job));
     cell(row, String(job.attempts));
     cell(row, job.error);
