@@ -17,7 +17,7 @@ from auth.service import Ledger
 from config import paging
 from config import scopes as granting
 from config.database import Connection, Pool
-from config.http import Problem, invalid
+from config.http import LAST_DAY, Problem, invalid
 from config.paging import Cursor
 from sessions import audit
 from sessions.log import Entry
@@ -185,6 +185,8 @@ def _check(name: str, wanted: Sequence[str], within: Collection[str]) -> None:
 
 
 def _require_end(expires_at: float | None, until: float | None) -> None:
+    if expires_at is not None and expires_at >= LAST_DAY:
+        raise invalid("expires_at", "before the last day of the year 9999; null is for ever")
     if until is not None and (expires_at is None or expires_at > until):
         raise Problem("forbidden", "this key would be good for longer than yours")
 

@@ -17,6 +17,7 @@ from auth.tokens import AccessTokens
 from auth.users import User
 from config import paging
 from config.http import (
+    LAST_DAY,
     Call,
     Nothing,
     Paging,
@@ -28,8 +29,6 @@ from config.http import (
 )
 from sessions.revocations import Receipt
 from sessions.service import Sessions
-
-LAST_DAY = 253402214400.0  # 9999-12-31: no time zone moves it into a year that cannot be written
 
 
 class ChangeUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

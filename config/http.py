@@ -462,6 +462,10 @@ async def _send(response: web.StreamResponse, data: bytes) -> None:
         await response.write(data)
 
 
+LAST_DAY = 253402214400.0
+"""9999-12-31: what is kept of moments to come lies before it, for a later one could not be written."""
+
+
 @functools.lru_cache(maxsize=8192)
 def rfc3339(unix: float) -> str:
     """UTC with milliseconds, rounded down: a moment is never told before it came."""

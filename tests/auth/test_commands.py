@@ -184,6 +184,11 @@ async def test_signing_keys_from_the_command_line(run: Run, house: House, settin
     assert house.accounts.keys.active.kid == shown["kid"]
 
 
+async def test_a_key_good_beyond_the_calendar_broke_every_list_of_keys(run: Run) -> None:
+    code, _, err = await run("keys", "api", "create", "x", "--scope", "audit", "--expires", "99999999d")
+    assert (code, "9999" in err) == (1, True)
+
+
 async def test_api_keys_from_the_command_line(run: Run, house: House) -> None:
     code, made, _ = await run("keys", "api", "create", "backend", "--scope", "users", "--expires", "1h", "--json")
     assert code == 0
