@@ -686,7 +686,8 @@ def _told() -> Iterator[None]:
         yield
     except Problem as problem:
         details = problem.details
-        raise Failure("; ".join(e.message for e in details.errors) or details.detail or details.title) from None
+        told = "; ".join(f"{error.field}: {error.message}" for error in details.errors)
+        raise Failure(told or details.detail or details.title) from None
 
 
 class _Ledger:

@@ -15,7 +15,7 @@ from auth import freshness, letters, passkeys, totp, users
 from auth.freshness import Freshness, State
 from auth.passkeys import Passkey, Passkeys
 from auth.passwords import Passwords, bounded
-from auth.service import Client, Ledger, hold, require_guarded
+from auth.service import NO_ACCOUNT, NO_GOOD_CODE, Client, Ledger, hold, require_guarded
 from auth.throttle import Attempt, Throttle
 from auth.totp import Begun, Codes
 from auth.users import Account
@@ -265,7 +265,7 @@ class Factors:
             account = await users.by_id(self._pool, asker.id)
             reading = await self._sessions.by_sid(asker.sid)
         if account is None:
-            raise Problem("forbidden", "this account is kept elsewhere")
+            raise Problem("forbidden", NO_ACCOUNT)
         if reading is not None and reading.session.kind == "cookie" and not asker.cookie:
             # its secret would not rotate: what was stolen before would have what was shown now
             raise Problem("forbidden", "this session has a cookie: ask with that")
@@ -286,7 +286,7 @@ class Factors:
     async def _spend(self, writing: Writing, asker: Asker, code: str) -> totp.Factor:
         by = await self._codes.spend(writing.connection, asker.id, code, self._revocations.database_now())
         if by is None:
-            raise Problem("invalid_credentials", "this code is not good")
+            raise Problem("invalid_credentials", NO_GOOD_CODE)
         return by
 
     async def _first_codes(self, writing: Writing, asker: Asker) -> list[str]:

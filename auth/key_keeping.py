@@ -265,7 +265,7 @@ order by api_keys.created_at, id limit $1::bigint
 async def create_service(connection: Connection, name: str, *, by: Mapping[str, Any]) -> ServiceAccount:
     """Problem `invalid` for a name that is taken."""
     if not re.fullmatch(SERVICE_NAME, name):
-        raise invalid("name", f"of the form {SERVICE_NAME}")
+        raise invalid("name", "up to 64 of a-z, 0-9, ., _ and -, and the first a letter or digit")
     record = await connection.fetchrow(_CREATE_SERVICE, name, by["actor"])
     if record is None:
         raise invalid("name", "there is a service account of this name")

@@ -16,7 +16,7 @@ from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.letters import Order, Token
 from auth.passwords import Passwords, Stored
-from auth.service import Client, confirm, end_logins, guest_of, min_length, registrable, take_over
+from auth.service import NO_ACCOUNT, Client, confirm, end_logins, guest_of, min_length, registrable, take_over
 from auth.throttle import Throttle
 from auth.users import Account
 from config.database import Connection, Pool
@@ -267,7 +267,7 @@ class Mailboxes:
         with translated():
             account = await users.by_id(self._pool, id)
         if account is None:
-            raise Problem("forbidden", "this account's address is kept elsewhere")
+            raise Problem("forbidden", NO_ACCOUNT)
         await self._freshness.require(id, sid)
         await self._throttle.some("letters of", id, LETTERS_PER_HOUR)
         await confirm(self._throttle, self._passwords, account, normal, sid, client)

@@ -45,6 +45,9 @@ Take = Callable[[Connection], Awaitable[None]]
 
 FIRST_VERSION = 1
 """The credential version of a new subject, and of a guest's."""
+
+NO_ACCOUNT = "there is no account here: a guest registers first, another issuer's user has it there"
+NO_GOOD_CODE = "this code is not good, or was used before: wait for the app's next one"
 FLUSH_FAILURES = 1.0
 NO_BAN = -math.inf
 MAX_ROLES = 16
@@ -349,7 +352,7 @@ class Users:
     def _spend(self, id: str, code: str) -> Take:
         async def take(connection: Connection) -> None:
             if await self._codes.spend(connection, id, code, self._revocations.database_now()) is None:
-                raise Problem("invalid_credentials", "this code is not good")
+                raise Problem("invalid_credentials", NO_GOOD_CODE)
 
         return take
 
@@ -401,7 +404,7 @@ class Users:
         with translated():
             account = await users.by_id(self._pool, id)
         if account is None:
-            raise Problem("forbidden", "this account's password is kept elsewhere")
+            raise Problem("forbidden", NO_ACCOUNT)
         await self._freshness.require(id, sid)
         context = (account.user.email, account.user.display_name)
         normal = policy.acceptable("new_password", new, min_length(self._settings, account), context)
@@ -462,7 +465,7 @@ class Users:
                 await writing.require_live(sid)
                 account = await users.by_id(connection, id)
                 if account is None:
-                    raise Problem("forbidden", "this account's profile is kept elsewhere")
+                    raise Problem("forbidden", NO_ACCOUNT)
                 before = {"display_name": account.user.display_name, "avatar_url": account.user.avatar_url}
                 given = {"display_name": display_name, "avatar_url": avatar_url}
                 after = before | {name: value for name, value in given.items() if value is not None}

@@ -617,6 +617,8 @@ def _field_error(text: str, kind: type[Any]) -> FieldError:
     if message.startswith(("Invalid enum value", "Invalid value")):
         possible = _possible(kind, name)
         message = f"one of {possible}" if possible else "None of the values that are possible here"
+    elif message == "Invalid RFC3339 encoded datetime":
+        message = "a time with its offset, like 2026-01-31T12:00:00Z"
     elif " field `" in message:  # "Object contains unknown field `x`", "Object missing required field `x`"
         what, _, field = message.partition(" field `")
         field = _told(field.rstrip("`"))

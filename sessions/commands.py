@@ -70,7 +70,7 @@ async def end(
 ) -> None:
     """End one session, or all of a user; their connections close with 4501."""
     if bool(sid) == bool(user):
-        raise Usage("name a session, or --user")
+        raise Usage("name a session, or --user, and not both")
     _check_said(reason, message)
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         if sid:

@@ -219,7 +219,7 @@ class WebhookRoutes:
                 if hearing:
                     _require_hearing(call.who, await webhooks.events_of(writing.connection, id))
                 if not await _change(writing.connection, change, action, id, call.by):
-                    raise Problem("not_found")
+                    raise Problem("not_found", _none(change))
         self._jobs.wake()
 
 
@@ -246,6 +246,11 @@ async def _replay(connection: Connection, id: str, since: float, until: float, b
 
 async def _tested(connection: Connection, id: str) -> bool:
     return await webhooks.test(connection, id, time.time())
+
+
+def _none(change: Change) -> str:
+    """What to say where there is none to change."""
+    return "there is no such webhook" + (", or it is disabled: enable it first" if change is _tested else "")
 
 
 # -- the command
@@ -339,5 +344,5 @@ async def _from_the_command(id: str, change: Change, action: audit.Action, commo
     wanted = _id(id)
     async with database(common) as (_, pool), pool.acquire() as connection, connection.transaction():
         if not await _change(connection, change, action, wanted, _CLI):
-            raise Failure(f"there is no webhook {id!r}")
+            raise Failure(_none(change))
     show({"id": wanted, "done": action.partition(".")[2]}, as_json=common.json)

@@ -181,8 +181,11 @@ async def listed(pool: Pool) -> list[Webhook]:
 
 
 async def delete(connection: Connection, id: str) -> bool:
-    """Whether it was there. What waits for it is given up."""
-    return await connection.fetchval("DELETE FROM webhooks WHERE id = $1 RETURNING true", id) is not None
+    """Whether it was there. Its deliveries go with it, those that were given up too: nobody can retry them."""
+    if await connection.fetchval("DELETE FROM webhooks WHERE id = $1 RETURNING true", id) is None:
+        return False
+    await connection.execute(_DROP_DELIVERIES, id)
+    return True
 
 
 async def events_of(connection: Connection, id: str) -> list[str]:
@@ -196,8 +199,8 @@ async def enable(connection: Connection, id: str) -> bool:
 
 
 async def test(connection: Connection, id: str, at: float) -> bool:
-    """Send it an event of the type "test"; whether it is there."""
-    if not await connection.fetchval("SELECT true FROM webhooks WHERE id = $1", id):
+    """Send it an event of the type "test"; whether it is there and enabled."""
+    if not await connection.fetchval("SELECT true FROM webhooks WHERE id = $1 AND disabled_at IS NULL", id):
         return False
     await enqueue(connection, JOB, [{"webhook": id, "type": "test", "at": at, "data": {}}])
     return True
@@ -229,6 +232,7 @@ WHERE id = $1 AND (delivered_at IS NULL OR delivered_at < clock_timestamp() - in
 """
 _DISABLE = "UPDATE webhooks SET disabled_at = clock_timestamp(), disabled_why = $2 WHERE id = $1"
 _ENABLE = "UPDATE webhooks SET disabled_at = NULL, disabled_why = '' WHERE id = $1 RETURNING true"
+_DROP_DELIVERIES = "DELETE FROM jobs WHERE kind = 'webhook' AND (payload->>'webhook')::uuid = $1::uuid"
 _CREATE = "INSERT INTO webhooks (id, url, events, sealed_secret) VALUES ($1, $2, $3, $4)"
 _TELL_FAILURES = """
 INSERT INTO jobs (kind, payload)

@@ -42,6 +42,13 @@ async def over(house: House, id: str) -> None:
             pass
 
 
+async def test_a_time_in_other_words_was_refused_without_saying_how_one_looks(house: House) -> None:
+    id = (await house.register()).json["user"]["id"]
+    refused = await ban(house, await house.admin(), id, "tomorrow")
+    told = {"field": "banned_until", "message": "a time with its offset, like 2026-01-31T12:00:00Z"}
+    assert (refused.status, refused.json["errors"]) == (422, [told])
+
+
 async def test_sec_27_a_ban_refuses_everything_until_it_is_over(house: House) -> None:
     made, cookie, admin = (
         (await house.register()).json,

@@ -327,6 +327,7 @@ async def test_a_code_is_good_once(house: House, db_clock: Clock) -> None:
     assert (await me.finish(await me.challenge(), code)).status == 200
     again = await me.finish(await me.challenge(), code)
     assert (again.status, again.code) == (401, "invalid_credentials")
+    assert "was used before" in again.json["detail"]  # who turned the app on a moment ago has only this one
     assert (await me.step_up({"code": code})).code == "invalid_credentials"
     recovery = me.recovery[0]
     assert (await me.finish(await me.challenge(), recovery.upper())).status == 200

@@ -54,6 +54,8 @@ async def test_a_guest_is_a_user_with_nothing_but_a_session(house: House) -> Non
     assert set(answer.json) == {"user", "session", "access_token", "token_type", "expires_in", "refresh_token"}
     found = await me(house, token=answer.json["access_token"])
     assert found.json["user"] == user
+    named = await house.call("PATCH", "/auth/me", {"display_name": "Ada"}, token=answer.json["access_token"])
+    assert (named.status, "a guest registers first" in named.json["detail"]) == (403, True)
     renewed = await house.call("POST", "/auth/refresh", {"refresh_token": answer.json["refresh_token"]})
     assert renewed.status == 200
     assert (await house.call("POST", "/auth/logout", {}, token=renewed.json["access_token"])).status == 204

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any, get_args
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -210,6 +210,11 @@ async def test_who_answers_gone_is_told_nothing_more_until_an_admin_says_so(
     await until(lambda: house.accounts.jobs.figures()["jobs_failed"])
     [shown] = (await house.call("GET", "/admin/webhooks", token=admin)).json["items"]
     assert (shown["disabled_why"], shown["disabled_at"] is None) == ("answered 410", False)
+    tried = await house.call("POST", f"/admin/webhooks/{id}/test", {}, token=admin)
+    assert (tried.code, tried.json["detail"]) == (
+        "not_found",
+        "there is no such webhook, or it is disabled: enable it first",
+    )
     receiver.status = 200
     await house.register("eve@example.org")
     assert (await house.call("POST", f"/admin/webhooks/{id}/enable", {}, token=admin)).status == 204
@@ -264,6 +269,22 @@ async def test_a_webhook_that_is_deleted_hears_nothing_more(
     assert receiver.heard == []
     actions = await pool.fetch("SELECT action FROM audit WHERE target = $1 ORDER BY at", f"webhook:{id}")
     assert [row["action"] for row in actions] == ["webhook.created", "webhook.deleted"]
+
+
+async def test_deliveries_to_a_deleted_webhook_stayed_for_ever_as_jobs_that_were_given_up(
+    house: House, receiver: Receiver, url: str, pool: asyncpg.Pool
+) -> None:
+    admin = await house.admin()
+    id, _ = await made(house, admin, url, "user.created")
+    other, _ = await made(house, admin, url, "user.created")
+    receiver.status = 410
+    await house.register()
+    async with asyncio.timeout(5):
+        while await pool.fetchval("SELECT count(*) FROM jobs WHERE dead_at IS NOT NULL") < 2:
+            pass
+    assert (await house.call("DELETE", f"/admin/webhooks/{id}", token=admin)).status == 204
+    left = await pool.fetch("SELECT payload->>'webhook' AS webhook FROM jobs WHERE kind = 'webhook'")
+    assert [UUID(row["webhook"]).hex for row in left] == [other]
 
 
 @pytest.mark.parametrize(
