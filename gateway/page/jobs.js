@@ -3,12 +3,13 @@
 import { $, act, ago, button, cell, code, pages, text } from "/page/dom.js";
 import { ask } from "/page/service.js";
 
-/** What can be done about a job; what comes again by itself cannot be dropped. */
-export function jobDeeds(job, note, after) {
+/** What can be done about a job: what comes again by itself cannot be dropped, and with `vain` no other try can help. */
+export function jobDeeds(job, note, after, vain = false) {
   const about = `${job.kind}, made ${ago(job.created_at)}`;
   const one = `/admin/jobs/${job.id}`;
   const retry = button("Retry", act(note, () => ask("POST", `${one}/retry`, {}), after), about);
-  return job.periodic ? [retry] : [retry, " ", button("Drop", act(note, () => ask("DELETE", one), after), about)];
+  const drop = button("Drop", act(note, () => ask("DELETE", one), after), about);
+  return [...(vain ? [] : [retry, " "]), ...(job.periodic ? [] : [drop])];
 }
 
 export const jobState = (job) => (job.state === "dead" ? "given up" : `due ${new Date(job.due_at).toLocaleTimeString()}`);

@@ -14,7 +14,7 @@ export async function drawWebhooks() {
   $("webhooks-rows").replaceChildren();
   $("webhooks-none").hidden = items.length > 0;
   items.forEach(draw);
-  deliveries(waiting, new Map(items.map((webhook) => [webhook.id, webhook.url])), next);
+  deliveries(waiting, new Map(items.map((webhook) => [webhook.id, webhook])), next);
 }
 
 export function clearWebhooks() {
@@ -55,17 +55,18 @@ async function replay(webhook) {
   }
 }
 
-function deliveries(jobs, urls, more) {
+function deliveries(jobs, known, more) {
   $("deliveries-rows").replaceChildren();
   for (const job of jobs) {
     const row = $("deliveries-rows").insertRow();
     const { type = "an event", webhook = "" } = job.payload ?? {}; // null without the scope `audit`
     cell(row, code(type));
-    cell(row, urls.get(webhook.replaceAll("-", "")) ?? "one that is gone");
+    const to = known.get(webhook.replaceAll("-", ""));
+    cell(row, to ? to.url : "one that is gone");
     cell(row, jobState(job));
     cell(row, String(job.attempts));
     cell(row, job.error);
-    cell(row, ...jobDeeds(job, "webhooks-note", drawWebhooks));
+    cell(row, ...jobDeeds(job, "webhooks-note", drawWebhooks, !to || Boolean(to.disabled_at)));
   }
   text("deliveries-count", jobs.length ? (more ? `The newest ${SHOWN} of more: see the jobs.` : "") : "There are none.");
 }
