@@ -1,7 +1,8 @@
 """`python -m tests.campaign --seed S --minutes M [--nodes N] [--faults F1,F8] [--mutate NAME]`; see `make campaign`.
 
 Runs of a minute, seeds S, S + 1, ..., until M minutes are over. Exit code 0: clean; 3: a violation was found (it stops
-there, shrinks the schedule, and writes schedule and timeline into `.wardgate/campaign/<seed>/`); 2: usage; 130: Ctrl-C.
+there, shrinks the schedule, and writes schedule and timeline into `.wardgate/campaign/<seed>/`); 4: what was found in a
+run may be the machine's want of time, so that run judges nothing (and goes on to the next); 2: usage; 130: Ctrl-C.
 make itself answers 2 whenever its command failed, and says which code that was. `--runs N`: N runs of a minute instead,
 kept in the running total (docs/campaign.json; the table and pictures of docs/guarantee.md, which `--page` makes again).
 The last line on stdout is one JSON object.
@@ -28,7 +29,7 @@ from tests.campaign.shrink import shrink
 from tests.campaign.timeline import svg, text
 from tests.campaign.totals import DATA, record, show
 
-CLEAN, USAGE, VIOLATION, BROKEN, INTERRUPTED = 0, 2, 3, 1, 130
+CLEAN, USAGE, VIOLATION, BROKEN, INCONCLUSIVE, INTERRUPTED = 0, 2, 3, 1, 4, 130
 RUN = 60.0
 FOLDER = Path(".wardgate/campaign")
 
@@ -85,6 +86,7 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
     totals: dict[str, Any] = {"runs": 0, "seed": planned[0].seed, "mutation": wanted.mutate, "schedule": 0, "events": 0}
     faults: dict[str, int] = {}
     times: dict[str, list[Took]] = {}
+    inconclusive: dict[int, list[str]] = {}
     worst, outcome = 0.0, None
     for number, schedule in enumerate(planned, 1):
         say(f"run {number} of {len(planned)}: seed {schedule.seed}, L = {schedule.lease:g} s, {schedule.nodes} nodes")
@@ -103,6 +105,9 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
                 times.setdefault(name, []).append(took)
         if wanted.runs:
             await asyncio.to_thread(record, outcome)
+        for violation in outcome.starved[:5]:
+            say(f"for want of time, {violation.rule}: {violation.what}")
+        inconclusive |= {outcome.schedule.seed: sorted({v.rule for v in outcome.starved})} if outcome.starved else {}
         if outcome.violations:
             await report(wanted, outcome)
             break
@@ -112,12 +117,13 @@ async def campaign(wanted: argparse.Namespace, planned: list[Schedule]) -> int:
         "skipped": outcome.skipped if outcome is not None else {},
         "violations": violations[:50],
         "violation_count": len(violations),
+        "inconclusive": inconclusive,
         "last_seed": outcome.schedule.seed if outcome is not None else None,
         "worst_time_to_close": round(worst, 3),
         "time_to_close": {name: spread(found) for name, found in sorted(times.items())},
     }
     print(json.dumps(totals), flush=True)
-    return VIOLATION if violations else CLEAN
+    return VIOLATION if violations else INCONCLUSIVE if inconclusive else CLEAN
 
 
 def spread(times: list[Took]) -> dict[str, float]:

@@ -47,6 +47,7 @@ from tests.campaign.history import (
     Receipt,
     Revoked,
     Revoking,
+    Starved,
     Subscribed,
     Unsubscribed,
 )
@@ -63,14 +64,18 @@ CLIENT_FAULTS = frozenset({3008, 3012})  # too slow, no pong: the client's own d
 RIGHTS = 3014
 REPLACED = 4503
 NOT_CURRENT = 4001
+WANT_OF_TIME = frozenset({3008, 3012, NOT_CURRENT})
+"""Too slow to read or to answer a ping, or frozen for longer than F: each may be for want of time."""
 
 
 class Violation(NamedTuple):
-    """`rule`: one of the names above. `at`: when it showed. `what`: a sentence with the ids."""
+    """`rule`: one of the names above. `at`: when it showed. `what`: a sentence with the ids. `slow`: a machine without
+    time can bring it about, without anything wrong in who judges and what passes."""
 
     rule: str
     at: float
     what: str
+    slow: bool = False
 
 
 class Took(NamedTuple):
@@ -187,6 +192,13 @@ class Checker:
         ]
         return sorted(set(found), key=lambda v: v.at)
 
+    def starved(self, violation: Violation) -> bool:
+        """Whether it says nothing of the product: it can come of a want of time, and for L or longer in the F before
+        it the machine had none. What passed after an end is never excused."""
+        since = violation.at - self.history.hold
+        waited = sum(e.seconds for e in self._all(Starved) if since <= e.at <= violation.at + 1.0)
+        return violation.slow and waited >= self.history.lease
+
     # -- I1, I2, I4
 
     def _bounds(self, revocation: Revocation) -> Iterator[tuple[str, float, bool]]:
@@ -289,7 +301,8 @@ class Checker:
             for seen in self._all(Readiness):
                 deaf = seen.node in span.began.deafens and seen.sent > span.began.at + DEAF and seen.at < end
                 if deaf and seen.ready and not any(s.began.at < seen.at for s in others):
-                    yield Violation("deaf", seen.at, f"node {seen.node}, deaf by {span.began.name}, is ready")
+                    what = f"node {seen.node}, deaf by {span.began.name}, is ready"
+                    yield Violation("deaf", seen.at, what, slow=True)
 
     # -- I5
 
@@ -298,7 +311,7 @@ class Checker:
             end = connection.end
             if isinstance(end, Closed) and (why := self._wrong(connection, end)):
                 who = f"connection {end.conn} of {connection.dialled.sid} on node {connection.dialled.node}"
-                yield Violation("I5", end.at, f"{who}: {why}")
+                yield Violation("I5", end.at, f"{who}: {why}", slow=end.code in WANT_OF_TIME)
 
     def _wrong(self, connection: Connection, end: Closed) -> str:
         """What is wrong with this end, "" if nothing is."""
@@ -367,7 +380,7 @@ class Checker:
                 yield Violation("refusal", answered.at, what)
 
     def _findings(self) -> Iterator[Violation]:
-        return (Violation(found.rule, found.at, found.what) for found in self._all(Finding))
+        return (Violation(found.rule, found.at, found.what, slow=True) for found in self._all(Finding))
 
     # -- delivery
 
@@ -474,7 +487,7 @@ class Checker:
         last = {seen.node: seen for seen in self._all(Readiness) if seen.at >= self.quiet}
         for seen in last.values():
             if not seen.ready:
-                yield Violation("liveness", seen.at, f"node {seen.node} is not ready in the end: {seen.why}")
+                yield Violation("liveness", seen.at, f"node {seen.node} is not ready in the end: {seen.why}", slow=True)
 
     def times(self) -> list[Took]:
         """Of each revocation that closed something. COMMIT by the receipt: when its answer came, less its `elapsed`."""

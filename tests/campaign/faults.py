@@ -507,6 +507,7 @@ class Faults:
         async with world.sql() as connection:
             if not await world.until(lambda: connection.fetchval(NOT_IDLE), 6.0):
                 self._found(name, "a transaction is open that nobody works in", since=began)
+        await world.until(lambda: world.look(node), 10.0)  # a frozen one refuses before it wants a connection
         asked = [world.call(node, "GET", "/admin/users?limit=1", timeout=5.0) for _ in range(12)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         if bad := [a for a in answers if isinstance(a, BaseException) or a.status != 200]:

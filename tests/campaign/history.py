@@ -179,6 +179,14 @@ class Finding(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Starved(Event):
+    """The campaign, at the gateways' priority, had work and did not come to run for so many seconds up to `at`: time
+    that it spent itself is not counted. A machine without time for it has none for the gateways either."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Published(Event):
     """The API accepted a publication of a positioned channel at this place of its stream."""
 

@@ -26,6 +26,7 @@ from tests.campaign.history import (
     Receipt,
     Revoked,
     Revoking,
+    Starved,
     Subscribed,
     Unsubscribed,
 )
@@ -279,3 +280,27 @@ def test_times_count_from_commit_and_for_a_gateway_that_was_cut_off_from_when_it
     (took,) = Checker(History(1.0, 0.05, events=events)).times()
     assert (took.close, took.able, took.frame) == pytest.approx((5.75, able, 0.75))
     assert took.during == {"F11"}
+
+
+def starved(*events: Event) -> list[tuple[str, bool]]:
+    history = History(lease=1.0, drift=0.05)
+    history.events.extend(sorted([*BEGINNING, *events], key=lambda event: event.at))
+    checker = Checker(history)
+    return [(violation.rule, checker.starved(violation)) for violation in checker.violations()]
+
+
+@pytest.mark.parametrize(
+    ("waited", "at", "excused"), [(1.0, 19.0, True), (0.9, 19.0, False), (1.0, 4.0, False), (1.0, 22.0, False)]
+)
+def test_a_connection_that_ended_for_want_of_time_is_excused_by_time_that_was_wanting(
+    waited: float, at: float, excused: bool
+) -> None:
+    assert starved(Closed(20.0, 1, 4001, "not current"), Starved(at, waited)) == [("I5", excused)]
+
+
+def test_no_want_of_time_excuses_what_passed_after_an_end_or_that_a_valid_session_is_called_over() -> None:
+    frame = Frame(5.4, 1, "pub", cause=5.3)
+    assert starved(*revoked(), frame, Starved(5.2, 9.0)) == [("I1", False)]
+    assert starved(Closed(5.0, 1, 4504, "session expired: absolute"), Starved(4.9, 9.0)) == [("I5", False)]
+    blind = FaultBegan(3.0, 1, "F12", blinds=frozenset({0})), FaultEnded(9.0, 1)
+    assert starved(*blind, Frame(6.0, 1, "pub", cause=5.9), Starved(5.8, 9.0)) == [("I3", False)]

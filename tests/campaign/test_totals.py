@@ -1,5 +1,6 @@
 """The running total: what is added, what is read from it, and how it comes onto the page."""
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,6 +38,13 @@ def test_a_run_that_found_something_is_kept_by_its_seed_alone() -> None:
     total = add(add({}, outcome(1)), outcome(2, Violation("I1", 1.0, "a frame")))
     assert (total["runs"], total["violating"]) == (1, {"2": ["I1"]})
     assert "Seed 2 reported I1." in table(total)
+
+
+def test_a_run_that_judges_nothing_for_want_of_time_is_named_and_not_counted() -> None:
+    starved = replace(outcome(2), starved=[Violation("I5", 1.0, "no pong", slow=True)])
+    total = add(add({}, outcome(1)), starved)
+    assert (total["runs"], total["seeds"], total["starved"]) == (1, [1], {"2": ["I5"]})
+    assert "Seed 2 is not counted: I5 while the machine had no time." in table(total)
 
 
 @pytest.mark.parametrize(("share", "found"), [(0.5, 1.0), (0.99, 2.0), (1.0, 3.0)])

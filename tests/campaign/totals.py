@@ -31,6 +31,9 @@ def add(total: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     if outcome.violations:
         found = {**total.get("violating", {}), str(seed): sorted({v.rule for v in outcome.violations})}
         return {**total, "violating": found}
+    if outcome.starved:
+        found = {**total.get("starved", {}), str(seed): sorted({v.rule for v in outcome.starved})}
+        return {**total, "starved": found}
     measures = {name: _counted(total.get(name, {}), outcome, which) for name, which in MEASURES.items()}
     faults = Counter(total.get("faults", {})) + outcome.faults
     return {
@@ -41,6 +44,7 @@ def add(total: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
         "faults": dict(sorted(faults.items(), key=_order)),
         **measures,
         "violating": total.get("violating", {}),
+        "starved": total.get("starved", {}),
     }
 
 
@@ -69,6 +73,8 @@ def _lines(total: Mapping[str, Any]) -> Iterator[str]:
     )
     for seed, rules in total.get("violating", {}).items():
         yield f"Seed {seed} reported {', '.join(rules)}.\n"
+    for seed, rules in total.get("starved", {}).items():
+        yield f"Seed {seed} is not counted: {', '.join(rules)} while the machine had no time.\n"
     yield (
         "\n| fault | times | revocations | p50 | p99 | max | max, by gateways that could | last frame |\n"
         "|---|---|---|---|---|---|---|---|\n"
