@@ -11,22 +11,30 @@ MASTER = "wardgate"
 
 
 class Sentinel(Valkey):
-    """Watches the server at `watched`. Takes a server for dead after a second, and needs nobody's consent."""
+    """Watches the server at `watched`. Takes a server for dead after a second; so many (`quorum`) have to agree."""
 
     name = "sentinel"
 
     def __init__(
-        self, place: Place, watched: int, *, port: int | None = None, guardian: Guardian | None = None
+        self,
+        place: Place,
+        watched: int,
+        *,
+        port: int | None = None,
+        guardian: Guardian | None = None,
+        folder: str = "sentinel",
+        quorum: int = 1,
     ) -> None:
         super().__init__(place, port=port, guardian=guardian)
-        self.folder = place.subfolder("sentinel")
-        self._watched = watched
+        self.folder = place.subfolder(folder)
+        self._watched, self._quorum = watched, quorum
 
     def _launch(self, arguments: Sequence[str | Path]) -> None:
         configuration = self.folder / "valkey.conf"
         configuration.write_text(
             f"bind 127.0.0.1\nport {self.port}\nrequirepass wardgate\ndaemonize no\ndir {self.folder}\n"
-            f"sentinel monitor {MASTER} 127.0.0.1 {self._watched} 1\nsentinel auth-pass {MASTER} wardgate\n"
+            f"sentinel monitor {MASTER} 127.0.0.1 {self._watched} {self._quorum}\n"
+            f"sentinel auth-pass {MASTER} wardgate\n"
             f"sentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 3000\n"
         )
         super()._launch([*arguments, "--sentinel"])
@@ -35,6 +43,11 @@ class Sentinel(Valkey):
         """Promote the replica now, whatever the master does."""
         async with redis.from_url(self.url) as commands:
             await commands.execute_command("SENTINEL", "FAILOVER", MASTER)  # type: ignore[no-untyped-call]
+
+    async def others(self) -> int:
+        """How many other Sentinels it knows."""
+        async with redis.from_url(self.url, protocol=3) as commands:
+            return len(await commands.execute_command("SENTINEL", "SENTINELS", MASTER))  # type: ignore[no-untyped-call]
 
     async def replicas(self) -> int:
         """How many replicas it knows, that are well."""

@@ -124,7 +124,7 @@ class Faults:
         """The replica takes over without the last writes; the master is killed, and comes back as the replica."""
         async with self._locks["valkey"]:
             world, old = self.world, self.world.valkey
-            if world.sentinel is not None:
+            if world.sentinels:
                 await self._elected(name, old, seconds)
                 return
             world.stream.hold()
@@ -145,7 +145,7 @@ class Faults:
         """The master is demoted, does not know it, and subscribers are left there; what is published is elsewhere."""
         async with self._locks["valkey"]:
             world, old = self.world, self.world.valkey
-            if world.sentinel is not None:
+            if world.sentinels:
                 await self._asleep_through_the_election(name, old, seconds)
                 return
             await self._other_master()
@@ -168,13 +168,24 @@ class Faults:
         other = next(cache for cache in world.caches if cache is not old)
         await other.deafen()
         await asyncio.sleep(seconds)
-        os.kill(old.pid, signal.SIGKILL)
-        async with self._in_force(name, note="by the sentinel"):
-            await world.until(lambda: _true(world.valkey is other), 12)
+        async with self._one_asleep():
+            os.kill(old.pid, signal.SIGKILL)
+            async with self._in_force(name, note="by two of three sentinels"):
+                await world.until(lambda: _true(world.valkey is other), 12)
         await other.hear()
         await asyncio.to_thread(old.stop)
         await world.start_again(old)
         await world.until(world.whole, 20)
+
+    @contextlib.asynccontextmanager
+    async def _one_asleep(self) -> AsyncIterator[None]:
+        """One Sentinel of three says nothing, and after that names for a moment who was the master before."""
+        pid = self.rng.choice(self.world.sentinels).pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     async def _asleep_through_the_election(self, name: str, old: Cache, seconds: float) -> None:
         """The master is stopped, another is elected, and it wakes up and takes itself for the master still."""

@@ -41,6 +41,7 @@ from tests.campaign.standby import FAKETIME, Cache, Database, attach, faked, pro
 
 CAP = 4
 READY = 40.0
+SENTINELS = 3
 DISK = "1g"
 
 FASTER = {
@@ -135,7 +136,7 @@ class World:
         self.caches: list[Cache] = []
         self.master = 0
         self.stream: Proxy  # between the master and its replica, where no Sentinel sets them up
-        self.sentinel: Sentinel | None = None
+        self.sentinels: list[Sentinel] = []  # three, of which two have to agree
         self.api_key = ""
         self.settings: Settings
         self.ids = itertools.count(1)
@@ -221,32 +222,39 @@ class World:
             await asyncio.gather(*(node.supervisor.ready() for node in self.nodes))
         stack.push_async_callback(self._hang_up)
         stack.push_async_callback(self.idle)
-        if self.sentinel is not None:
-            self.keep(self._follow_elections(self.sentinel))
+        for sentinel in self.sentinels:
+            self.keep(self._follow_elections(sentinel))
 
     async def _watched(self, stack: contextlib.AsyncExitStack, place: Place, guardian: Guardian) -> None:
-        """A Sentinel watches both Valkeys, and knows the replica."""
-        self.sentinel = sentinel = Sentinel(place, self.valkey.port, guardian=guardian)
-        await asyncio.to_thread(sentinel.start)
-        stack.push_async_callback(asyncio.to_thread, sentinel.stop)
+        """Sentinels watch both Valkeys, know the replica, and each other."""
+        for number in range(SENTINELS):
+            sentinel = Sentinel(
+                place, self.valkey.port, guardian=guardian, folder=f"sentinel-{number}", quorum=SENTINELS // 2 + 1
+            )
+            await asyncio.to_thread(sentinel.start)
+            stack.push_async_callback(asyncio.to_thread, sentinel.stop)
+            self.sentinels.append(sentinel)
         if not await self.until(self.whole, 20):
-            raise ServerError("the sentinel does not find the replica")
+            raise ServerError("the sentinels do not find the replica, or each other")
 
     async def whole(self) -> bool:
-        """Whether the Sentinel knows a replica that is well."""
+        """Whether every Sentinel knows a replica that is well, and the others."""
         try:
-            return self.sentinel is None or await self.sentinel.replicas() == 1
+            known = [(await s.replicas(), await s.others()) for s in self.sentinels]
         except (redis.RedisError, OSError):
             return False
+        return all(found == (1, SENTINELS - 1) for found in known)
 
     async def _follow_elections(self, sentinel: Sentinel) -> None:
-        """The master is whom the Sentinel names."""
-        ports = [cache.port for cache in self.caches]
-        async with redis.Redis.from_url(sentinel.url) as asked:
+        """The master is whom a Sentinel names that has just learnt of it: the others come to say the same."""
+        ports, named = [cache.port for cache in self.caches], self.valkey.port
+        async with redis.Redis.from_url(sentinel.url, socket_timeout=1, socket_connect_timeout=1) as asked:
             while True:
                 with contextlib.suppress(redis.RedisError, OSError, ValueError):
                     found: Any = await asked.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)  # type: ignore[no-untyped-call]
-                    self.master = ports.index(int(found[1]))
+                    if int(found[1]) != named:
+                        named = int(found[1])
+                        self.master = ports.index(named)
                 await asyncio.sleep(0.1)
 
     async def _small_disk(self, stack: contextlib.AsyncExitStack, folder: Path) -> None:
@@ -263,7 +271,7 @@ class World:
         else:
             postgres = [Proxy(lambda: self._leads(index).port, self.rng)]
         caches = [Proxy(lambda: self.valkey.port, self.rng)]
-        if self.sentinel is not None:
+        if self.sentinels:
             caches = [Proxy(lambda c=cache: c.port, self.rng) for cache in self.caches]  # type: ignore[misc]
         tunnel = await self._tunnel(stack, index) if self.schedule.packets else None
         host = tunnel.host if tunnel is not None else "127.0.0.1"
@@ -320,13 +328,16 @@ class World:
 
     async def _url_of_valkey(self, stack: contextlib.AsyncExitStack, caches: list[Proxy], host: str) -> str:
         """The setting of one gateway. A Sentinel's answers name its own proxies in the servers' places."""
-        if self.sentinel is None:
+        if not self.sentinels:
             return with_ports(self.valkey.url, caches[0].port, host=host)
-        asked = Proxy(lambda port=self.sentinel.port: port, self.rng)  # type: ignore[misc]
-        asked.ports = {cache.port: proxy.port for cache, proxy in zip(self.caches, caches, strict=True)}
-        await asked.start()
-        stack.push_async_callback(asked.close)
-        return url_by(asked.port)
+        doors = []
+        for sentinel in self.sentinels:
+            asked = Proxy(lambda port=sentinel.port: port, self.rng)  # type: ignore[misc]
+            asked.ports = {cache.port: proxy.port for cache, proxy in zip(self.caches, caches, strict=True)}
+            await asked.start()
+            stack.push_async_callback(asked.close)
+            doors.append(asked.port)
+        return url_by(*doors)
 
     def _command(self, node: Node) -> tuple[str, ...]:
         """A shell puts the worker's words into a file and becomes the worker."""
