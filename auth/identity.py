@@ -113,7 +113,17 @@ class Identity:
             key = value if scheme == "apikey" else _one(request, "X-API-Key")
             if key is not None:
                 return await self._api_keys.identify(key)
-        return await self._cookie(request)
+        secret = cookie(request, self._cookie_name)
+        if secret is None:
+            return None
+        reading = self._sessions.remembered(secret)
+        if reading is None:
+            found = await self._sessions.by_secret(secret)
+            if found is None:
+                return None
+            reading = await self._sessions.admit(found)
+        request[READING] = reading
+        return self._of_cookie(reading)
 
     async def _bearer(self, request: web.Request, token: str) -> Caller:
         device = request.headers.get("User-Agent", "")
@@ -131,17 +141,7 @@ class Identity:
             standing.position,
         )
 
-    async def _cookie(self, request: web.Request) -> Caller | None:
-        secret = cookie(request, self._cookie_name)
-        if secret is None:
-            return None
-        reading = self._sessions.remembered(secret)
-        if reading is None:
-            found = await self._sessions.by_secret(secret)
-            if found is None:
-                return None
-            reading = await self._sessions.admit(found)
-        request[READING] = reading
+    def _of_cookie(self, reading: Reading) -> Caller:
         session = reading.session
         self._sessions.seen(session.sid, session.idle)
         known = self._callers.get(session.sid)

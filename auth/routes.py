@@ -485,7 +485,7 @@ class AccountRoutes:
     # -- being someone
 
     async def me(self, call: Call[None, Nothing]) -> Me:
-        reading = await self._reading(call)
+        reading = call.request.get(READING) or await self._reading(call)
         user = await self._profiles.find(call.who.id)
         if user is None:
             raise Problem("not_found")
@@ -506,9 +506,6 @@ class AccountRoutes:
         return user_view(user)
 
     async def _reading(self, call: Call[Any, Any]) -> Reading:
-        reading: Reading | None = call.request.get(READING)
-        if reading is not None:
-            return reading
         found = await self._sessions.by_sid(call.who.sid or "")
         if found is None:
             raise Problem("unauthenticated", "there is no such session")

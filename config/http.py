@@ -14,9 +14,9 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -263,8 +263,7 @@ class Paging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[B, Q]):
+class Call(msgspec.Struct, Generic[B, Q], frozen=True):
     """One validated request."""
 
     request: web.Request
@@ -369,7 +368,8 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
                 problem.headers.update(_rate_limit_fields(limits))
             raise
         finally:
-            RIGHTS.set(None)  # the connection's next request has the same context
+            if admin:
+                RIGHTS.set(None)  # the connection's next request has the same context
         if limits:
             response.headers.update(_rate_limit_fields(limits))
         return response
@@ -379,7 +379,8 @@ def problem_adapter(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
         if needs_current and not current():
             raise Problem("frozen", retry_after=1)
         caller = None if public else await _admit(route, request)
-        RIGHTS.set(caller if admin else None)
+        if admin:
+            RIGHTS.set(caller)
         query: Any = decode_query(request, route.query)
         body: Any = None if route.body is None else await read_body(request, route.body)
         call = Call(request, body, query, caller)
@@ -412,7 +413,7 @@ async def _export(
         after, before = call.query.after, exports.head(form, kind)
         while True:
             query = msgspec.structs.replace(call.query, after=after, limit=EXPORT_PAGE)
-            page = await route.handler(replace(call, query=query))
+            page = await route.handler(msgspec.structs.replace(call, query=query))
             yield before + exports.rows(form, page.items)
             if not page.next:
                 return
@@ -788,13 +789,13 @@ class Connection(web.RequestHandler):
         response.force_close()
         return response
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Every answer passes here; what is an exception of aiohttp's was raised outside the middlewares."""
         if isinstance(resp, web.HTTPException):
             resp = _as_problem(resp) or resp
-        return await super().finish_response(request, resp, start_time)
+        return super().finish_response(request, resp, start_time)
 
 
 def connections(runner: web.AppRunner) -> Callable[[], Connection]:
