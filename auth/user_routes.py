@@ -21,6 +21,7 @@ from config.http import (
     Call,
     Nothing,
     Paging,
+    Problem,
     Route,
     invalid,
     moment,
@@ -140,6 +141,8 @@ class UserRoutes:
 
     async def change_user(self, call: Call[ChangeUser, Nothing]) -> UserChanged:
         body, who = call.body, call.who
+        if call.path("id") == who.id and (body.disabled or isinstance(body.banned_until, datetime)):
+            raise Problem("forbidden", "nobody disables or bans themselves: another admin does")
         user, receipt = await self._people.change(
             plain("id", call.path("id")),
             disabled=body.disabled,

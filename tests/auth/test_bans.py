@@ -49,6 +49,15 @@ async def test_a_time_in_other_words_was_refused_without_saying_how_one_looks(ho
     assert (refused.status, refused.json["errors"]) == (422, [told])
 
 
+async def test_an_admin_locked_themselves_out_by_disabling_their_own_account(house: House) -> None:
+    admin = await house.admin()
+    id = (await house.call("GET", "/auth/me", token=admin)).json["user"]["id"]
+    for change in ({"disabled": True}, {"banned_until": ahead(hours=1)}):
+        refused = await house.call("PATCH", f"/admin/users/{id}", {"reason": "spam", **change}, token=admin)
+        assert (refused.status, refused.code) == (403, "forbidden")
+    assert (await house.call("GET", "/auth/me", token=admin)).status == 200
+
+
 async def test_sec_27_a_ban_refuses_everything_until_it_is_over(house: House) -> None:
     made, cookie, admin = (
         (await house.register()).json,
