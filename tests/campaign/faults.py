@@ -38,6 +38,8 @@ BUS = b"wardgate-bus"
 STEPS = re.compile(r"^wardgate_clock_steps_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 AGE = 8.0
 """Seconds after which every gateway knows the next signing key, if nothing was broken: they look once a second."""
+SPARE = 2 << 20
+"""Bytes of address space that are left to a gateway without memory."""
 STARVED = 3.0
 """Seconds that half of the logins may take while a crowd comes back."""
 PUT_BACK = 4.0
@@ -393,15 +395,26 @@ class Faults:
         pid = self.world.nodes[node].pid
         if not pid:
             return
-        used = max(int(fd) for fd in await asyncio.to_thread(os.listdir, f"/proc/{pid}/fd"))
-        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
+        which = resource.RLIMIT_AS if what == "memory" else resource.RLIMIT_NOFILE
+        before = resource.prlimit(pid, which)
+        resource.prlimit(pid, which, (await asyncio.to_thread(_used, pid, what), before[1]))
         try:
             async with self._in_force(name, note=f"{what} of node {node}"):
+                if what == "memory":
+                    self.world.keep(self._eat(node))
                 await asyncio.sleep(seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+                resource.prlimit(pid, which, before)
+
+    async def _eat(self, node: int) -> None:
+        """Large requests, publications and logins, each of which wants memory that is not there."""
+        for n in range(8):
+            self.world.keep(self.people.do_login(self.rng.randrange(len(self.people.people)), node))
+            for size in (100_000, 900_000):
+                body = {"channel": f"big:{n}", "data": {"fill": "x" * size}}
+                with contextlib.suppress(Unreachable):
+                    await self.world.call(node, "POST", "/api/publish", body, timeout=2.0)
 
     # -- a crowd
 
@@ -936,6 +949,14 @@ SELECT NOT EXISTS (
     AND state_change < clock_timestamp() - interval '2 seconds'
 )
 """
+
+
+def _used(pid: int, what: str) -> int:
+    """The limit under which a process has what it has, and hardly more: files, or bytes of address space."""
+    if what == "memory":
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        return pages * resource.getpagesize() + SPARE
+    return 2 + max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd"))
 
 
 def _fill(file: Path) -> None:

@@ -225,7 +225,7 @@ FAULTS: dict[str, Callable[[Maker], tuple[float, Args]]] = {
     "F21": lambda m: (4.0 * m.nodes + 2 * m.lease, {"first": m._node()}),
     "F22": lambda m: (m.between(1.5, 3.0), {"node": m._node()}),
     "F23": lambda m: (m.between(1.5, 4.0), {"node": m._node(), "share": round(m.between(0.1, 0.6), 2)}),
-    "F24": lambda m: (m.between(1.0, 3.0), {"node": m._node(), "what": m.some("descriptors", "hashes")}),
+    "F24": lambda m: (m.between(1.0, 3.0), {"node": m._node(), "what": m.some("descriptors", "hashes", "memory")}),
     "F25": lambda m: (3.0, {"what": m.some("rotate", "migrate")}),
     "F26": lambda m: (
         6.0 + 2 * m.lease,
