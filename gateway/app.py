@@ -60,7 +60,7 @@ VERSION = "0.1.0"
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = (
     *("main.js", "dom.js", "dialogs.js", "service.js", "wire.js", "links.js", "mine.js", "factors.js", "strength.js"),
-    *("admin.js", "acting.js", "people.js", "revoke.js", "keys.js", "jobs.js", "webhooks.js"),
+    *("admin.js", "acting.js", "audit.js", "people.js", "revoke.js", "keys.js", "jobs.js", "webhooks.js"),
 )
 LETTERS = 50  # of the folder that /dev/mail shows
 

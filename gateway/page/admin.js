@@ -1,5 +1,6 @@
 // What admins see, put together; and the letters that development writes.
 
+import { clearAudit, drawAudit } from "/page/audit.js";
 import { $, act, ago, make, text } from "/page/dom.js";
 import { clearJobs, drawJobs } from "/page/jobs.js";
 import { clearKeys, drawKeys } from "/page/keys.js";
@@ -11,12 +12,12 @@ import { clearWebhooks, drawWebhooks } from "/page/webhooks.js";
 /** Draw what an admin sees beside the live sessions. */
 export async function drawAdmin(doors) {
   for (const id of ["letters", "letters-way"]) $(id).hidden = !doors.letters;
-  await Promise.all([drawPeople(), drawKeys(), drawJobs(), drawWebhooks(), doors.letters ? letters() : null]);
+  await Promise.all([drawPeople(), drawKeys(), drawJobs(), drawWebhooks(), drawAudit(), doors.letters ? letters() : null]);
 }
 
 /** Leave nothing of it on the page for whoever comes next. */
 export function clearAdmin() {
-  for (const clear of [clearPeople, clearRevoke, clearKeys, clearJobs, clearWebhooks]) clear();
+  for (const clear of [clearPeople, clearRevoke, clearKeys, clearJobs, clearWebhooks, clearAudit]) clear();
   $("letters-list").replaceChildren();
 }
 

@@ -658,6 +658,9 @@ async def test_an_admin_acts_for_somebody_and_everyone_sees_it(one_worker: World
     await owner.get_by_role("button", name="Refresh").first.click()
     await owner.locator("#sessions tr").filter(has_text="an admin acts here").get_by_role("button").click()
     await expect(admin.locator("#who")).to_have_text("Admin")  # she has had enough of it
+    await admin.get_by_label("Action").fill("user.impersonated")
+    await admin.keyboard.press("Enter")
+    await expect(admin.locator("#audit-rows tr").first).to_contain_text("once more")
 
 
 async def test_an_admin_sees_why_a_job_was_given_up_tries_it_again_and_drops_it(
