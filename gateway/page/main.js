@@ -294,7 +294,7 @@ connection.addEventListener("connected", async () => {
     for (const info of Object.values(presence)) present.set(info.client, seen(info));
     drawPresent();
     if (state.me?.user.display_name && !names.has(state.me.user.id)) await say({ here: true });
-    setTimeout(() => state.me && refresh(), COUNTED);
+    setTimeout(() => state.me && refresh().catch(() => {}), COUNTED); // a session that ended meanwhile is told by its socket
   } catch (error) {
     note(`The room cannot be entered: ${error.message}`);
   }

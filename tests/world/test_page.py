@@ -169,6 +169,23 @@ async def test_ending_a_session_tells_the_other_browser_why(one_worker: World, p
     await log_in(phone, email)
 
 
+async def test_a_session_that_ended_before_its_list_was_drawn_again_was_an_error_of_the_page(
+    one_worker: World, people: People
+) -> None:
+    page = await people.page(one_worker)
+    asked = 0
+
+    async def answer(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        await (route.continue_() if asked == 1 else route.fulfill(status=401, json={"title": "The session has ended"}))
+
+    await page.route("**/auth/sessions*", answer)
+    async with page.expect_response(lambda response: "/auth/sessions" in response.url and response.status == 401):
+        await register(page, "Ada")
+    await page.evaluate("new Promise((done) => setTimeout(done))")  # what nobody catches is told in a turn of its own
+
+
 async def test_a_second_tab_closes_with_the_logout(one_worker: World, people: People) -> None:
     context = await people.context()
     first = await people.page(one_worker, context)
