@@ -7,11 +7,12 @@ Where the URL names several hosts, the one that takes writes is found, whatever 
 import asyncio
 import json
 from typing import Any, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 import asyncpg
 
 from config.settings import Database
+from config.urls import several
 
 COMMAND_TIMEOUT = 10.0
 STAGGER = 0.1
@@ -51,14 +52,12 @@ async def _set_up(connection: Any) -> None:
 
 def hosts(url: str) -> list[str]:
     """A URL for each host of `url`, in order. Of several only one that takes writes will do."""
-    parts = urlsplit(url)
-    login, at, places = parts.netloc.rpartition("@")
-    if "," not in places:
+    parts = several(url)
+    if len(parts.hosts) == 1:
         return [url]
-    query = {"target_session_attrs": "read-write", **dict(parse_qsl(parts.query))}
-    return [
-        urlunsplit(parts._replace(netloc=f"{login}{at}{place}", query=urlencode(query))) for place in places.split(",")
-    ]
+    path, _, options = parts.after.partition("?")
+    query = urlencode({"target_session_attrs": "read-write", **dict(parse_qsl(options))})
+    return [f"{parts.before}{host}{path}?{query}" for host in parts.hosts]
 
 
 async def dial(url: str, **options: Any) -> asyncpg.Connection:

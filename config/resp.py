@@ -19,6 +19,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
 
+from config.urls import several
+
 Argument = bytes | str | int | float
 BUFFERED = 16 * 1024 * 1024
 """Bytes that may wait for a server that does not read; with more, calls are refused."""
@@ -77,7 +79,9 @@ class Address:
         `rediss` takes `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` (paths). ValueError names what is wrong and
         never shows the password.
         """
-        parts = urlsplit(url)
+        named = several(url)
+        by_sentinel = named.before.startswith(("redis+sentinel://", "rediss+sentinel://"))
+        parts = urlsplit(named.first if by_sentinel else url)
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         options = dict(pairs)
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -87,8 +91,8 @@ class Address:
             if not parts.path.strip("/"):
                 raise ValueError("a unix:// URL needs a path")
             return cls(path=unquote(parts.path), db=db, username=username, password=password)
-        if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-            places = [*parts.netloc.rpartition("@")[2].split(","), *(value for name, value in pairs if name == "addr")]
+        if by_sentinel:
+            places = [*named.hosts, *(value for name, value in pairs if name == "addr")]
             options.pop("addr", None)
             found = cls(
                 db=_database(options.pop("db", parts.path.strip("/") or "0")),

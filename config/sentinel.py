@@ -7,9 +7,9 @@ believed. Whether the server it names takes writes is found out by who connects 
 import asyncio
 from dataclasses import replace
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from config.resp import Address, Argument, Link, Unavailable
+from config.urls import several
 
 PATIENCE = 0.5
 """Seconds for an answer; whoever has not answered by then is not waited for."""
@@ -43,17 +43,17 @@ async def elected(address: Address) -> Address:
 
 async def plain(url: str) -> str:
     """A URL of the master itself, for a client that knows nothing of sentinels. OSError when nobody tells."""
-    parts = urlsplit(url)
-    kind, plus, _ = parts.scheme.partition("+")
+    parts = several(url)
+    scheme, _, login = parts.before.partition("://")
+    kind, plus, _ = scheme.partition("+")
     if not plus:
         return url
     try:
         address = await elected(Address.parse(url))
     except Unavailable as error:
         raise ConnectionError(str(error)) from None
-    login, at, _ = parts.netloc.rpartition("@")
-    tls = "&".join(option for option in parts.query.split("&") if option.startswith("ssl_"))
-    return f"{kind}://{login}{at}{address.host}:{address.port}/{address.db}?{tls}"
+    tls = "&".join(option for option in parts.after.partition("?")[2].split("&") if option.startswith("ssl_"))
+    return f"{kind}://{login}{address.host}:{address.port}/{address.db}?{tls}"
 
 
 async def _ask(place: tuple[str, int], address: Address) -> _Answer:

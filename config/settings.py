@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from config import scopes
+from config.urls import several
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -90,10 +91,10 @@ def postgres_url(value: SecretStr) -> SecretStr:
     """Where PostgreSQL is, on one host or several; or nothing. What is told of it shows no part of a password."""
     if url := value.get_secret_value():
         try:
-            parts = urlsplit(url)
-            for place in parts.netloc.rpartition("@")[2].split(","):
-                _ = urlsplit(f"//{place}").port  # ValueError unless it is a number
-            known = parts.scheme in ("postgresql", "postgres")
+            parts = several(url)
+            for host in parts.hosts:
+                _ = urlsplit(f"//{host}").port  # ValueError unless it is a number
+            known = parts.before.startswith(("postgresql://", "postgres://"))
         except ValueError:
             known = False
         if not known:
