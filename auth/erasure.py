@@ -13,7 +13,7 @@ from auth import key_keeping, letters, one_time, users
 from auth import passwords as policy
 from auth.freshness import Freshness
 from auth.passwords import Passwords
-from auth.service import Client, Ledger, confirm, hold
+from auth.service import NO_ACCOUNT, Client, Ledger, confirm, hold
 from auth.throttle import Throttle
 from config.database import Connection, Pool
 from config.http import Problem
@@ -59,7 +59,7 @@ class Erasure:
             await self._freshness.require(id, sid)
             await confirm(self._throttle, self._passwords, account, normal, sid, client)
         elif not guest:
-            raise Problem("forbidden", "this account is kept elsewhere")
+            raise Problem("forbidden", NO_ACCOUNT)
         with translated():
             async with self._revocations.writing(actor=f"user:{id}") as writing:
                 subject = await store.subject(writing.connection, id, lock=True)

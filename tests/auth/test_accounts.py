@@ -14,6 +14,7 @@ import pytest
 
 from auth import users
 from auth.passwords import Stored
+from auth.service import NO_ACCOUNT
 from config.http import Problem
 from config.redis import Pipe
 from config.settings import Settings, with_values
@@ -590,7 +591,7 @@ async def test_a_picture_is_an_address_over_https_and_nothing_else(house: House,
     assert (answer.status, answer.json["errors"][0]["field"]) == (422, "avatar_url")
 
 
-async def test_who_has_no_account_here_is_told_that_it_is_kept_elsewhere(
+async def test_who_has_no_account_here_is_told_so(
     settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe, tmp_path: Path
 ) -> None:
     secret = "a-backend-secret-0123456789abcdef0123456789"
@@ -606,7 +607,7 @@ async def test_who_has_no_account_here_is_told_that_it_is_kept_elsewhere(
         ):
             answer = await house.call(method, path, body, token=token)
             assert (answer.status, answer.code) == (403, "forbidden"), answer.text
-            assert "elsewhere" in answer.json["detail"]
+            assert answer.json["detail"] == NO_ACCOUNT
         assert (await house.call("GET", "/auth/me", token=token)).status in (200, 404)
 
 

@@ -10,7 +10,8 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -55,6 +56,7 @@ class Faults:
         self.skipped = world.skipped
         self.notes: list[str] = []  # what was measured on the way
         self._locks = {"postgres": asyncio.Lock(), "valkey": asyncio.Lock(), "gateways": asyncio.Lock()}
+        self._troubled: Counter[Proxy] = Counter()
         self._spans: list[list[Any]] = []  # of faults: name, began, ended
 
     async def run(self, args: dict[str, Any]) -> None:
@@ -672,17 +674,28 @@ class Faults:
         halts = {node} if servers != "redis" else set()
         blinds = halts if how in ("cut", "hold", "up", "down") else set()
         try:
-            async with self._in_force(name, blinds=blinds, halts=halts, note=f"{servers} of node {node}: {how}"):
-                if how == "slow":
-                    self.world.keep(self._race(node))
-                await asyncio.sleep(seconds)
+            with self._troubling(both):
+                async with self._in_force(name, blinds=blinds, halts=halts, note=f"{servers} of node {node}: {how}"):
+                    if how == "slow":
+                        self.world.keep(self._race(node))
+                    await asyncio.sleep(seconds)
         finally:
             if tunnel is not None:
                 self.notes.append(f"{name}: {tunnel.lost} packets lost of node {node} ({how})")
                 tunnel.lost = 0
                 tunnel.heal()
-            for proxy in both:
-                proxy.heal()
+
+    @contextlib.contextmanager
+    def _troubling(self, proxies: Sequence[Proxy]) -> Iterator[None]:
+        """Everything passes again after the last of the faults that are in these proxies at once."""
+        self._troubled.update(proxies)
+        try:
+            yield
+        finally:
+            self._troubled.subtract(proxies)
+            for proxy in proxies:
+                if not self._troubled[proxy]:
+                    proxy.heal()
 
     async def _race(self, node: int) -> None:
         """Sessions end while their connections are on the way to be live: the gateway waits for a server meanwhile."""
@@ -793,6 +806,7 @@ class Faults:
                 here.garble(1.0)
                 async with contextlib.AsyncExitStack() as stack:
                     if newcomer:
+                        stack.enter_context(self._troubling(here.postgres))
                         for proxy in here.postgres:
                             proxy.hold()
                         await stack.enter_async_context(self._in_force(name, blinds={node}, note=f"node {node}"))
@@ -806,8 +820,6 @@ class Faults:
                     await self._revoke_into(node)
             finally:
                 here.garble(0.0)
-                for proxy in here.postgres:
-                    proxy.heal()
             await self._wake(name, old, how, node)
             await asyncio.to_thread(old.stop)
             await world.follow()

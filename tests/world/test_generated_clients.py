@@ -26,7 +26,12 @@ async def run(*command: str | Path, cwd: Path, **environment: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(90):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        pytest.fail(f"{command} did not end")
     assert process.returncode == 0, said.decode(errors="replace")[-4000:]
     return said.decode()
 
