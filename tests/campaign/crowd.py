@@ -6,6 +6,7 @@ campaign.
 
 import asyncio
 import contextlib
+import itertools
 import random
 import resource
 import sys
@@ -30,6 +31,8 @@ BACK = 0.95
 SHARES = (0.5, BACK, 1.0)
 WINDOW = 5
 LINE = 1 << 26
+_numbers = itertools.count()
+"""Of the processes of all crowds of a run: their connections are told apart by it."""
 
 
 def room_for(size: int) -> None:
@@ -85,7 +88,7 @@ class Crowd:
             self._processes.append(process)
             self._reports.append(Report([], 0, 0, 0))
             size = self.size // count + (number < self.size % count)
-            self._send(process, Begin(number, size, ports, self._rng.randrange(1 << 30), spread))
+            self._send(process, Begin(next(_numbers), size, ports, self._rng.randrange(1 << 30), spread))
             self._tasks.append(asyncio.create_task(self._hear(number, process)))
         self._tasks.append(asyncio.create_task(self._name_sessions()))
         return await self._world.until(self._there, seconds)

@@ -401,7 +401,8 @@ class Faults:
         before = resource.prlimit(pid, which)
         resource.prlimit(pid, which, (await asyncio.to_thread(_used, pid, what), before[1]))
         try:
-            async with self._in_force(name, note=f"{what} of node {node}"):
+            dies = {node} if what == "memory" else set()  # C code ends a process that gets none
+            async with self._in_force(name, kills=dies, note=f"{what} of node {node}"):
                 if what == "memory":
                     self.world.keep(self._eat(node))
                 await asyncio.sleep(seconds)

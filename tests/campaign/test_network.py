@@ -3,11 +3,14 @@
 import asyncio
 import random
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.campaign.faults import Faults
 from tests.campaign.network import Tunnel
+from tests.campaign.proxy import Proxy
 
 ASK = """
 import socket, sys
@@ -52,3 +55,15 @@ async def test_packets_of_the_named_servers_are_lost_in_the_named_direction_and_
     assert await ask(tunnel, one, 5.0) == "welcome"
     for server in servers:
         server.close()
+
+
+def test_a_fault_healed_what_another_one_still_held() -> None:
+    faults = Faults.__new__(Faults)
+    faults._troubled = Counter()
+    proxy = Proxy(lambda: 0, random.Random(1))
+    with faults._troubling([proxy]):
+        proxy.hold()
+        with faults._troubling([proxy]):
+            pass
+        assert not proxy.up
+    assert proxy.up
