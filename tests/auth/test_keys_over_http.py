@@ -2,36 +2,29 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 
 from auth.personal_data import PersonalData
 from config.database import Pool
 from config.http import rfc3339
-from config.redis import Pipe
 from config.settings import Settings, with_values
 from sessions import log
 from sessions.log import Entry
 from sessions.model import Kind
-from sessions.revocations import Revocations
-from sessions.service import Sessions
-from tests.auth.conftest import Answer, House, build
+from tests.auth.conftest import Answer, House
 from tests.auth.test_scopes import person
 
 ROLES = {"keeper": ["keys", "users:read", "audit"], "reader": ["keys:read"]}
 
 
 @pytest.fixture
-async def house(
-    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe
-) -> AsyncIterator[House]:
-    async with build(with_values(settings, {"auth.roles": ROLES}), pool, revocations, sessions, pipe) as house:
-        yield house
+def settings(settings: Settings) -> Settings:
+    return with_values(settings, {"auth.roles": ROLES})
 
 
 async def make(house: House, credential: Mapping[str, Any], *scopes: str, **more: Any) -> Answer:

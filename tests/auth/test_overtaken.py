@@ -5,27 +5,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 
-from config.redis import Pipe
 from config.settings import Settings, with_values
 from sessions.log import Entry
 from sessions.model import Kind
-from sessions.revocations import Revocations
-from sessions.service import Sessions
-from tests.auth.conftest import Answer, House, build
+from tests.auth.conftest import Answer, House
 from tests.auth.test_scopes import person
 
 ROLES = {"lead": ["users", "keys", "revocations"], "admin": ["*"]}
 
 
 @pytest.fixture
-async def house(
-    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe
-) -> AsyncIterator[House]:
-    async with build(with_values(settings, {"auth.roles": ROLES}), pool, revocations, sessions, pipe) as house:
-        yield house
+def settings(settings: Settings) -> Settings:
+    return with_values(settings, {"auth.roles": ROLES})
 
 
 @asynccontextmanager

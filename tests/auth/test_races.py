@@ -12,7 +12,6 @@ import pytest
 from config.clock import SystemClock
 from config.redis import Pipe
 from config.settings import Settings, with_values
-from sessions.revocations import Revocations
 from sessions.service import Sessions
 from tests.auth.authenticator import Authenticator
 from tests.auth.conftest import PASSWORD, Answer, House, build
@@ -25,14 +24,6 @@ OTHER = "another long password"
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return with_values(settings, {"auth.guests": True, "auth.register_per_address_per_hour": 0})
-
-
-@pytest.fixture
-async def house(
-    settings: Settings, pool: asyncpg.Pool, revocations: Revocations, sessions: Sessions, pipe: Pipe
-) -> AsyncIterator[House]:
-    async with build(settings, pool, revocations, sessions, pipe) as house:
-        yield house
 
 
 @pytest.fixture

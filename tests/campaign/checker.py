@@ -142,6 +142,7 @@ class Checker:
         self.revocations = {e.id: Revocation(e) for e in self._all(Revoking)}
         self.faults = self._faults()
         self.failovers = list(self._all(Failover))
+        self._starved = list(self._all(Starved))
         self.quiet = next((e.at for e in self._all(Quiet)), None)
         for event in history.events:
             self._sort(event)
@@ -195,9 +196,11 @@ class Checker:
     def starved(self, violation: Violation) -> bool:
         """Whether it says nothing of the product: it can come of a want of time, and for L or longer in the F before
         it the machine had none. What passed after an end is never excused."""
+        if not violation.slow:
+            return False
         since = violation.at - self.history.hold
-        waited = sum(e.seconds for e in self._all(Starved) if since <= e.at <= violation.at + 1.0)
-        return violation.slow and waited >= self.history.lease
+        waited = sum(e.seconds for e in self._starved if since <= e.at <= violation.at + 1.0)
+        return waited >= self.history.lease
 
     # -- I1, I2, I4
 
