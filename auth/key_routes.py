@@ -303,10 +303,10 @@ class KeyRoutes:
         if who.sid:
             await self._freshness.require(who.id, who.sid)
         with translated():
-            async with self._revocations.acting(call.who.name, call.who.sid) as writing:
-                until = await self._end(writing, call.who)
+            async with self._revocations.acting(who.name, who.sid) as writing:
+                until = await self._end(writing, who)
                 secret, key = await keeping.rotate(
-                    writing, _id(call), overlap, within=call.who.scopes, until=until, by=call.by
+                    writing, _id(call), overlap, within=who.scopes, until=until, by=call.by
                 )
         return MadeKey(secret, view(key))
 

@@ -18,16 +18,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 
 from auth import users
-from config import migrate
+from bench.postgres import postgres
 from config.database import connect
 from config.paging import Cursor
-from config.servers import Guardian, Place, Postgres
 from config.settings import Database, Life
 from sessions import audit, store
 from sessions.model import Session, Subject
@@ -286,33 +284,23 @@ async def pruned(url: str, queries: Queries) -> dict[str, Any]:
 
 
 async def main(count: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="bench-database-") as name:
-        folder = Path(name)
-        free = shutil.disk_usage(folder).free
-        if free < FREE:
-            return {"skipped": f"{free / 1024**3:.1f} GB are free, 10 are wanted"}
-        await asyncio.to_thread(folder.chmod, 0o711)  # a PostgreSQL that is started by root runs as another user
-        guardian = Guardian()
-        server = Postgres(Place.at(folder), durable=False, guardian=guardian)
-        await asyncio.to_thread(server.start)
-        try:
-            await migrate.apply(server.url)
-            connection = await asyncpg.connect(server.url)
-            began = time.monotonic()
-            await fill(connection, count)
-            size = await connection.fetchval("SELECT pg_database_size(current_database())")
-            await connection.close()
-            say(f"  {size / 1024**3:.1f} GB in {time.monotonic() - began:.0f} s")
-            connection = await connect(Database.model_validate({"url": server.url}), timeout=60.0)
-            queries = Queries(connection, count, time.time())
-            await queries.look()
-            found = {"queries": await measured(queries), "bytes": size}
-            found["pruning"] = await pruned(server.url, queries)
-            await connection.close()
-            return found
-        finally:
-            await asyncio.to_thread(server.stop)
-            await asyncio.to_thread(guardian.close)
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < FREE:
+        return {"skipped": f"{free / 1024**3:.1f} GB are free, 10 are wanted"}
+    async with postgres("database", durable=False) as url:
+        connection = await asyncpg.connect(url)
+        began = time.monotonic()
+        await fill(connection, count)
+        size = await connection.fetchval("SELECT pg_database_size(current_database())")
+        await connection.close()
+        say(f"  {size / 1024**3:.1f} GB in {time.monotonic() - began:.0f} s")
+        connection = await connect(Database.model_validate({"url": url}), timeout=60.0)
+        queries = Queries(connection, count, time.time())
+        await queries.look()
+        found = {"queries": await measured(queries), "bytes": size}
+        found["pruning"] = await pruned(url, queries)
+        await connection.close()
+        return found
 
 
 if __name__ == "__main__":

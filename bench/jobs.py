@@ -9,17 +9,14 @@ queue is the product's (`config.jobs`); its rows are durable, so what a commit t
 import argparse
 import asyncio
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from config import migrate
+from bench.postgres import postgres
 from config.database import open_pool
 from config.jobs import Job, Jobs, Kind, enqueue
-from config.servers import Guardian, Place, Postgres
 from config.settings import Database
 
 KIND = "bench"
@@ -56,19 +53,8 @@ async def drained(pool: Any, count: int) -> dict[str, float]:
 
 
 async def main(count: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="bench-jobs-") as name:
-        folder = Path(name)
-        await asyncio.to_thread(folder.chmod, 0o711)  # a PostgreSQL that is started by root runs as another user
-        guardian = Guardian()
-        server = Postgres(Place.at(folder), guardian=guardian)
-        await asyncio.to_thread(server.start)
-        try:
-            await migrate.apply(server.url)
-            async with await open_pool(Database.model_validate({"url": server.url})) as pool:
-                return await drained(pool, count)
-        finally:
-            await asyncio.to_thread(server.stop)
-            await asyncio.to_thread(guardian.close)
+    async with postgres("jobs") as url, await open_pool(Database.model_validate({"url": url})) as pool:
+        return await drained(pool, count)
 
 
 if __name__ == "__main__":

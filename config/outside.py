@@ -133,29 +133,33 @@ async def ask(
     client: aiohttp.ClientSession, url: str, body: bytes, headers: dict[str, str], inside: Sequence[Network]
 ) -> tuple[int, bytes]:
     """The same, and the answer with it: ClientError too where that is longer than MAX_ANSWER."""
-    check(url, inside)
-    plain = {**headers, "Accept-Encoding": "identity"}
-    async with client.post(url, data=body, headers=plain, allow_redirects=False) as response:
-        return response.status, await _bounded(response, MAX_ANSWER)
+    return await _answer(client, "POST", url, body, headers, inside, MAX_ANSWER)
 
 
 async def get(
     client: aiohttp.ClientSession, url: str, headers: dict[str, str], inside: Sequence[Network], *, most: int
 ) -> tuple[int, bytes]:
     """GET once; the status, and the answer: ClientError where that is longer than `most` bytes. Else as `post`."""
+    return await _answer(client, "GET", url, None, headers, inside, most)
+
+
+async def _answer(
+    client: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    inside: Sequence[Network],
+    most: int,
+) -> tuple[int, bytes]:
     check(url, inside)
-    plain = {**headers, "Accept-Encoding": "identity"}
-    async with client.get(url, headers=plain, allow_redirects=False) as response:
-        return response.status, await _bounded(response, most)
-
-
-async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
-    answer = bytearray()
-    async for chunk in response.content.iter_chunked(MAX_ANSWER):
-        answer += chunk
-        if len(answer) > most:
-            raise aiohttp.ClientPayloadError(f"more than {most} bytes")
-    return bytes(answer)
+    plain, answer = {**headers, "Accept-Encoding": "identity"}, bytearray()
+    async with client.request(method, url, data=body, headers=plain, allow_redirects=False) as response:
+        async for chunk in response.content.iter_chunked(MAX_ANSWER):
+            answer += chunk
+            if len(answer) > most:
+                raise aiohttp.ClientPayloadError(f"more than {most} bytes")
+        return response.status, bytes(answer)
 
 
 def why(error: Exception) -> str:

@@ -1,19 +1,13 @@
 // For admins: who did what to whom.
 
-import { $, act, cell, code, pages, text } from "/page/dom.js";
-
-function path() {
-  const query = new URLSearchParams({ limit: 20 });
-  for (const field of $("audit-filter").elements) if (field.name && field.value.trim()) query.set(field.name, field.value.trim());
-  return `/admin/audit?${query}`;
-}
+import { $, act, cell, code, filtered, pages, text } from "/page/dom.js";
 
 export const drawAudit = pages({
   rows: "audit-rows",
   more: "audit-more",
   note: "audit-note",
   none: "audit-none",
-  path,
+  path: () => filtered("/admin/audit", "audit-filter"),
   draw(row, deed) {
     const { reason, ...more } = deed.detail;
     cell(row, new Date(deed.at).toLocaleString());

@@ -78,6 +78,13 @@ function stayNear(element) {
   heading.focus({ preventScroll: true });
 }
 
+/** `path` with what the form `id` asks for; what is empty is not asked. */
+export function filtered(path, id) {
+  const query = new URLSearchParams({ limit: 20 });
+  for (const field of $(id).elements) if (field.name && field.value.trim()) query.set(field.name, field.value.trim());
+  return `${path}?${query}`;
+}
+
 /** A table in pages: what is returned draws the first anew, and the button `more` the next one below it. */
 export function pages({ rows, more, note, none, path, draw }) {
   let next = "";

@@ -2,7 +2,7 @@
 
 import { begin } from "/page/acting.js";
 import { decide } from "/page/dialogs.js";
-import { $, act, ago, button, cell, code, local, make, pages, text } from "/page/dom.js";
+import { $, act, ago, button, cell, code, filtered, local, make, pages, text } from "/page/dom.js";
 import { whenFresh } from "/page/factors.js";
 import { ask, keep, state } from "/page/service.js";
 
@@ -12,19 +12,12 @@ const until = (time) => new Date(time).toLocaleString();
 
 // --- the list ---
 
-function path() {
-  const { email, role, disabled } = $("people-filter").elements;
-  const query = new URLSearchParams({ limit: 20 });
-  for (const field of [email, role, disabled]) if (field.value.trim()) query.set(field.name, field.value.trim());
-  return `/admin/users?${query}`;
-}
-
 export const drawPeople = pages({
   rows: "people-rows",
   more: "people-more",
   note: "people-note",
   none: "people-none",
-  path,
+  path: () => filtered("/admin/users", "people-filter"),
   draw(row, user) {
     cell(row, user.display_name || "no name");
     cell(row, user.email);

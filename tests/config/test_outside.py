@@ -81,6 +81,7 @@ class Receiver:
     def __init__(self) -> None:
         self.heard: list[bytes] = []
         self.answer: Any = None
+        self.gone = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.heard.append(await request.read())
@@ -88,6 +89,11 @@ class Receiver:
             answer: web.StreamResponse = await self.answer(request)
             return answer
         return web.Response(status=204)
+
+    async def never(self, _request: web.Request) -> web.StreamResponse:
+        """An answer that does not come until `gone`."""
+        await self.gone.wait()
+        return web.Response()
 
 
 @pytest.fixture
@@ -168,18 +174,12 @@ async def test_an_answer_without_end_costs_little(
 async def test_an_answer_that_never_comes_is_given_up(
     receiver: tuple[Receiver, BaseTestServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = asyncio.Event()
-
-    async def never(_request: web.Request) -> web.StreamResponse:
-        await gone.wait()
-        return web.Response()
-
-    receiver[0].answer = never
+    receiver[0].answer = receiver[0].never
     monkeypatch.setattr(outside, "TIMEOUT", 0.1)
     async with open_client(HERE) as client:
         with pytest.raises(TimeoutError):
             await post(client, f"http://127.0.0.1:{receiver[1].port}/", b"{}", {}, HERE)
-    gone.set()
+    receiver[0].gone.set()
 
 
 async def failure_of(url: str) -> str:
@@ -214,19 +214,13 @@ async def test_who_gave_the_address_is_told_what_a_request_failed_of(said: bytes
 async def test_a_name_that_leads_nowhere_is_said_to_and_a_server_that_is_silent(
     receiver: tuple[Receiver, BaseTestServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = asyncio.Event()
-
-    async def never(_request: web.Request) -> web.StreamResponse:
-        await gone.wait()
-        return web.Response()
-
     def unknown(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    receiver[0].answer = never
+    receiver[0].answer = receiver[0].never
     monkeypatch.setattr(outside, "TIMEOUT", 0.1)
     assert await failure_of(f"http://127.0.0.1:{receiver[1].port}/") == "no answer within 0.1 s"
-    gone.set()
+    receiver[0].gone.set()
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert await failure_of("https://example.org/") == "its name cannot be resolved"
 
